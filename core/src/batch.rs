@@ -149,11 +149,7 @@ mod tests {
         assert!(push(&mut batch, 40));
         assert!(!push(&mut batch, 40), "nothing may follow the short one");
         assert_eq!(
-            (
-                batch.contents().len(),
-                batch.segment_size(),
-                batch.segments()
-            ),
+            (batch.contents().len(), batch.segment_size(), batch.segments()),
             (240, Some(100), 3)
         );
     }

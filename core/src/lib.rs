@@ -23,17 +23,42 @@
 //!   call (asserted in debug builds).
 //! - Bytes of streams never travel through actions; they move in [`ByteStream::fill`] and [`ByteStream::drain`].
 //! - Junk from the network is a counted drop, never an error.
-//! - Every table, queue and buffer has a bound; what is refused is counted (see the counters).
+//! - Every table, queue and buffer has a bound; what is refused is counted (see [`Counters`]).
 //! - Equal seed and equal inputs give equal actions and deadlines. Exempt are the bytes boringtun draws from the
 //!   system's generator (ephemeral keys, cookie secrets) and its TAI64N base; see the `wg` module.
 
 #![forbid(unsafe_code)]
 
+mod agent;
+mod associations;
 mod batch;
+mod budget;
+mod byte_queue;
+mod control;
+mod counters;
+pub mod http;
+pub mod identity;
 mod machine;
+pub mod names;
+mod node;
+pub mod proxy;
+mod relay;
+mod resources;
+mod seed;
+pub mod sni;
+mod stack;
+mod table;
+mod timers;
+pub mod uri;
+mod wg;
 
+pub use agent::{Agent, AgentConfig, AgentEvent, Service};
 pub use batch::{Destination, TransmitBatch};
+pub use control::{Kind, RefusalCode, UnknownKind};
+pub use counters::Counters;
 pub use machine::{
-    Action, ByteStream, DialError, ListenerId, Machine, Path, SocketEvent, StreamId, Target,
-    Transport, UdpId, UdpSocketRef,
+    Action, ByteStream, DialError, ListenerId, Machine, Path, SocketEvent, StreamId, Target, Transport, UdpId,
+    UdpSocketRef,
 };
+pub use node::{DEFAULT_MTU, Limits, StreamMut};
+pub use relay::{Access, Binding, Census, Grant, Ingress, Relay, RelayConfig, RelayEvent, VisitorEnd};

@@ -28,13 +28,8 @@ pub trait Machine {
     ///
     /// Returns the identity under which the runtime keeps the socket, or `None` if the machine refuses it; then the
     /// runtime resets the connection.
-    fn accept(
-        &mut self,
-        now: Instant,
-        listener: ListenerId,
-        remote: SocketAddr,
-        local: SocketAddr,
-    ) -> Option<StreamId>;
+    fn accept(&mut self, now: Instant, listener: ListenerId, remote: SocketAddr, local: SocketAddr)
+    -> Option<StreamId>;
 
     /// Takes what happened to a socket. Events that name a socket the machine no longer knows are ignored.
     fn handle_socket(&mut self, now: Instant, event: SocketEvent<'_>);

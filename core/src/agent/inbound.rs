@@ -1,0 +1,100 @@
+//! Flows from the relay: their PROXY header is read, their target dialled.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::Agent;
+use crate::machine::Action;
+use crate::node::Stream;
+use crate::proxy;
+use crate::stack::FlowId;
+use crate::timers::TimerQueue;
+
+/// What an agent keeps with a connection to a local target.
+#[derive(Debug)]
+pub struct Joined {
+    /// Which of the configured services it is for.
+    pub(super) service: usize,
+    /// Who the visitor is, as the relay says.
+    pub(super) visitor: Option<SocketAddr>,
+}
+
+/// Flows whose header has not come whole.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    waiting: TimerQueue<FlowId>,
+}
+
+/// How long a flow may take to bring its header.
+const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Inbound {
+    pub(super) fn new() -> Self {
+        Self {
+            waiting: TimerQueue::new(),
+        }
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.waiting.next()
+    }
+}
+
+impl Agent {
+    /// Something happened to a flow that has no target yet.
+    pub(super) fn flow_touched(&mut self, now: Instant, flow: FlowId) {
+        let Some(view) = self
+            .node
+            .stack
+            .view(flow)
+            .filter(|view| view.inbound && view.established)
+        else {
+            return;
+        };
+        let Some(&service) = self.granted.get(&view.local_port) else {
+            return self.refuse_flow(flow);
+        };
+        let mut header = Ok(proxy::Parsed::Incomplete);
+        self.node.stack.drain(flow, &mut |bytes| {
+            header = proxy::parse(bytes);
+            match header {
+                Ok(proxy::Parsed::Complete { len, .. }) => len,
+                _ => 0,
+            }
+        });
+        match header {
+            Ok(proxy::Parsed::Complete { header, .. }) => {
+                self.inbound.waiting.clear(flow);
+                let visitor = header.map(|header| header.source);
+                let target = self.config.services[service].target.clone();
+                let stream = Stream::joined(Joined { service, visitor }, Some(flow), false);
+                match self.node.insert_stream(stream) {
+                    Some(stream) => self.node.actions.push_back(Action::Dial { stream, target }),
+                    None => {
+                        self.node.resources.counters.refused_visitors_full += 1;
+                        self.refuse_flow(flow);
+                    }
+                }
+            }
+            Ok(proxy::Parsed::Incomplete) if view.broken || view.remote_fin => self.bad_header(flow),
+            Ok(proxy::Parsed::Incomplete) => self.inbound.waiting.set_no_later(flow, now + HEADER_DEADLINE),
+            Err(_) => self.bad_header(flow),
+        }
+    }
+
+    pub(super) fn inbound_due(&mut self, now: Instant) {
+        while let Some(flow) = self.inbound.waiting.pop_due(now) {
+            self.bad_header(flow);
+        }
+    }
+
+    fn bad_header(&mut self, flow: FlowId) {
+        self.node.resources.counters.drop_proxy_header += 1;
+        self.refuse_flow(flow);
+    }
+
+    fn refuse_flow(&mut self, flow: FlowId) {
+        self.inbound.waiting.clear(flow);
+        self.node.stack.release(flow, true, &mut self.node.resources);
+    }
+}

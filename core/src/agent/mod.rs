@@ -1,0 +1,369 @@
+//! The end beside the service: keeps the tunnel to its relay, and joins what comes through it to local targets.
+
+mod datagrams;
+mod inbound;
+mod uplink;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use self::datagrams::TargetAssociations;
+use self::inbound::{Inbound, Joined};
+use self::uplink::Uplink;
+use crate::batch::TransmitBatch;
+use crate::control::{Kind, RefusalCode};
+use crate::counters::Counters;
+use crate::identity::SecretKey;
+use crate::machine::{Action, DialError, ListenerId, Machine, Path, SocketEvent, StreamId, Target, UdpSocketRef};
+use crate::node::{DEFAULT_MTU, End, Ended, Limits, Node, NodeEvent, Owned, StreamMut};
+use crate::stack::Owner;
+use crate::uri::RelayUri;
+use crate::wg::PeerId;
+
+/// What an agent is to be.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Its WireGuard key.
+    pub secret: SecretKey,
+    /// Where everything random grows from; never the same twice.
+    pub seed: [u8; 32],
+    /// Its relay.
+    pub relay: RelayUri,
+    /// What it offers.
+    pub services: Vec<Service>,
+    /// What it calls itself to the relay, for people.
+    pub name: String,
+    /// Inner MTU, 1280 to 1420.
+    pub mtu: u16,
+    /// Common bounds.
+    pub limits: Limits,
+}
+
+impl AgentConfig {
+    /// An agent that offers nothing yet, with the usual bounds.
+    #[must_use]
+    pub fn new(secret: SecretKey, seed: [u8; 32], relay: RelayUri) -> Self {
+        Self {
+            secret,
+            seed,
+            relay,
+            services: Vec::new(),
+            name: String::new(),
+            mtu: DEFAULT_MTU,
+            limits: Limits {
+                peers: 8,
+                ..Limits::default()
+            },
+        }
+    }
+}
+
+/// What an agent offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The agent's own name for it; unique among its services.
+    pub id: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Where it is.
+    pub target: Target,
+    /// The name wished for.
+    pub name: Option<String>,
+    /// The port wished for.
+    pub port: Option<u16>,
+}
+
+/// What an agent tells its program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AgentEvent {
+    /// The relay's name has no address; it is asked for again.
+    Unresolved {
+        /// The host name.
+        host: String,
+        /// When it is asked for again.
+        retry: Duration,
+    },
+    /// The relay does not answer; it is called again.
+    RelaySilent {
+        /// Where it was called.
+        remote: SocketAddr,
+        /// For how long nothing has come from it.
+        since: Duration,
+        /// When it is called again.
+        retry: Duration,
+    },
+    /// The relay has answered and knows this agent.
+    RelayUp {
+        /// Where it is.
+        remote: SocketAddr,
+        /// What it calls itself.
+        relay: String,
+    },
+    /// The control channel is gone; services cannot be reached until it is back.
+    RelayDown {
+        /// Why.
+        reason: String,
+    },
+    /// The relay refuses this agent's key, or speaks another version. The agent asks again.
+    RelayRefused {
+        /// Why, for programs.
+        code: RefusalCode,
+        /// Why, for people, with the mend.
+        message: String,
+        /// When it asks again.
+        retry: Duration,
+    },
+    /// A service can be reached.
+    Granted {
+        /// Which.
+        service: String,
+        /// How people reach it.
+        public: String,
+    },
+    /// The relay refuses a service.
+    Refused {
+        /// Which.
+        service: String,
+        /// Why, for programs.
+        code: RefusalCode,
+        /// Why, for people.
+        message: String,
+    },
+    /// A service can no longer be reached.
+    Revoked {
+        /// Which.
+        service: String,
+        /// Why, for people.
+        message: String,
+    },
+    /// A visitor's connection could not be joined to its target.
+    TargetFailed {
+        /// Of which service.
+        service: String,
+        /// Where it should have gone.
+        target: Target,
+        /// Why it did not.
+        error: DialError,
+    },
+    /// A visitor's connection has ended.
+    VisitorLeft {
+        /// Of which service.
+        service: String,
+        /// Who it was, as the relay says.
+        visitor: Option<SocketAddr>,
+        /// Bytes the visitor sent.
+        received: u64,
+        /// Bytes the visitor got.
+        sent: u64,
+        /// Whether both sides were done.
+        finished: bool,
+    },
+}
+
+/// See the module docs.
+#[derive(Debug)]
+pub struct Agent {
+    config: AgentConfig,
+    instance: u64,
+    node: Node<Joined, AgentEvent>,
+    relay: PeerId,
+    uplink: Uplink,
+    /// The inner ports at which services' flows arrive, and which service that is.
+    granted: BTreeMap<u16, usize>,
+    inbound: Inbound,
+    associations: TargetAssociations,
+    closing: bool,
+}
+
+impl Agent {
+    /// An agent at work: its first action asks for the relay's address.
+    ///
+    /// # Panics
+    /// If the limits allow no peer at all.
+    #[must_use]
+    pub fn new(now: Instant, config: AgentConfig) -> Self {
+        let mut node = Node::new(now, &config.secret, config.mtu, &config.limits, false, config.seed);
+        let relay = node
+            .wg
+            .add_peer(now, config.relay.key, None)
+            .expect("an empty table of peers has room for one");
+        node.wg.set_pinned(relay, true);
+        let mut agent = Self {
+            instance: node.random.u64(),
+            relay,
+            uplink: Uplink::new(now),
+            granted: BTreeMap::new(),
+            inbound: Inbound::new(),
+            associations: TargetAssociations::new(config.limits.associations, &mut node.random),
+            closing: false,
+            node,
+            config,
+        };
+        agent.uplink_due(now);
+        agent
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.node.resources.counters
+    }
+
+    /// How much of the memory budget is in use, in bytes.
+    #[must_use]
+    pub fn memory_used(&self) -> usize {
+        self.node.resources.budget.used()
+    }
+
+    /// Connections to local targets, those being dialled among them.
+    #[must_use]
+    pub fn connection_count(&self) -> usize {
+        self.node.stream_count()
+    }
+
+    fn dial_failed(&mut self, id: StreamId, error: DialError) {
+        let Some(stream) = self.node.stream(id) else {
+            return;
+        };
+        let Some(service) = self.config.services.get(stream.data.service) else {
+            return;
+        };
+        let event = AgentEvent::TargetFailed {
+            service: service.id.clone(),
+            target: service.target.clone(),
+            error,
+        };
+        self.node.resources.counters.dials_failed += 1;
+        self.node.event(event);
+        self.node.drop_stream(id, End::SocketFailed);
+    }
+
+    fn ended(&mut self, ended: Ended<Joined>) {
+        let Some(service) = self.config.services.get(ended.data.service) else {
+            return;
+        };
+        let event = AgentEvent::VisitorLeft {
+            service: service.id.clone(),
+            visitor: ended.data.visitor,
+            received: ended.to_socket,
+            sent: ended.from_socket,
+            finished: ended.end == End::Finished,
+        };
+        self.node.event(event);
+    }
+}
+
+impl Owned for Agent {
+    type Data = Joined;
+    type Event = AgentEvent;
+
+    fn node(&mut self) -> &mut Node<Joined, AgentEvent> {
+        &mut self.node
+    }
+
+    fn head_grew(&mut self, _: Instant, _: StreamId) {}
+
+    fn settle(&mut self, now: Instant) {
+        while let Some(event) = self.node.poll_event() {
+            match event {
+                NodeEvent::Tunnel(event) => self.tunnel_event(now, event),
+                NodeEvent::Flow(flow, Owner::Nobody) => self.flow_touched(now, flow),
+                NodeEvent::Flow(flow, _) => self.channel_touched(now, flow),
+                NodeEvent::Ended(ended) => self.ended(ended),
+            }
+        }
+    }
+}
+
+impl Machine for Agent {
+    type Event = AgentEvent;
+    type Stream<'a> = StreamMut<'a, Self>;
+
+    fn handle_datagram(&mut self, now: Instant, path: Path, batch: &mut [u8], stride: usize) {
+        let now = self.node.clamp(now);
+        let Self {
+            node,
+            associations,
+            config,
+            granted,
+            ..
+        } = self;
+        node.handle_datagram(now, path, batch, stride, |node, _, packet, payload| {
+            let service = granted
+                .get(&packet.destination_port)
+                .and_then(|&index| config.services.get(index));
+            associations.from_tunnel(now, node, service, &packet, payload);
+        });
+        self.settle(now);
+    }
+
+    /// An agent listens to nothing.
+    fn accept(&mut self, _: Instant, _: ListenerId, _: SocketAddr, _: SocketAddr) -> Option<StreamId> {
+        None
+    }
+
+    fn handle_socket(&mut self, now: Instant, event: SocketEvent<'_>) {
+        let now = self.node.clamp(now);
+        match event {
+            SocketEvent::Connected { stream } => self.node.connected(stream),
+            SocketEvent::DialFailed { stream, error } => self.dial_failed(stream, error),
+            SocketEvent::Datagram {
+                socket: UdpSocketRef::Local(socket),
+                payload,
+                ..
+            } => {
+                self.datagram_from_target(now, socket, payload);
+            }
+            SocketEvent::UdpFailed { socket, error } => self.udp_failed(socket, error),
+            SocketEvent::Resolved { host, addrs } => self.resolved(now, host, addrs),
+            SocketEvent::Datagram { .. } | SocketEvent::Listening { .. } | SocketEvent::ListenFailed { .. } => {}
+        }
+        self.settle(now);
+    }
+
+    fn stream(&mut self, now: Instant, id: StreamId) -> Option<StreamMut<'_, Self>> {
+        let now = self.node.clamp(now);
+        StreamMut::new(self, now, id)
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        let now = self.node.clamp(now);
+        self.node.handle_timeout(now);
+        self.uplink_due(now);
+        self.inbound_due(now);
+        self.associations_due(now);
+        self.settle(now);
+    }
+
+    fn poll_transmit(&mut self, now: Instant, batch: &mut TransmitBatch) -> bool {
+        let now = self.node.clamp(now);
+        self.node.poll_transmit(now, batch)
+    }
+
+    fn poll_action(&mut self) -> Option<Action<AgentEvent>> {
+        self.node.actions.pop_front()
+    }
+
+    fn poll_timeout(&mut self) -> Option<(Instant, &'static str)> {
+        let own = [
+            self.uplink.next_timeout(),
+            self.inbound.next_timeout().map(|at| (at, "proxy header")),
+            self.associations.next_timeout().map(|at| (at, "idle association")),
+        ];
+        self.node
+            .poll_timeout(own.into_iter().flatten().min_by_key(|&(at, _)| at))
+    }
+
+    fn begin_shutdown(&mut self, now: Instant) {
+        let now = self.node.clamp(now);
+        self.closing = true;
+        self.say_goodbye();
+        self.settle(now);
+    }
+
+    fn is_finished(&self) -> bool {
+        self.closing && self.node.stream_count() == 0 && self.node.stack.is_drained()
+    }
+}

@@ -1,0 +1,485 @@
+//! The way to the relay: its address, the tunnel, the control channel, and proof that they live.
+//!
+//! WireGuard's own timers would leave an agent unreachable for minutes after a relay restarts. So the agent proves the
+//! path itself: it pings inside the tunnel, and what is not answered in time starts a handshake, then a new channel.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::{Agent, AgentEvent};
+use crate::control::{Channel, PORT, ToAgent, ToRelay, VERSION};
+use crate::machine::{Action, Path};
+use crate::stack::{FlowId, Owner};
+use crate::wg::WgEvent;
+
+/// Where the agent stands with its relay.
+#[derive(Debug)]
+pub(super) struct Uplink {
+    state: State,
+    due: Instant,
+    addrs: Vec<SocketAddr>,
+    next_addr: usize,
+    attempts: u32,
+    /// Since when the relay has not been heard.
+    silent_since: Instant,
+    /// Channels that failed one after the other without a welcome.
+    failures: u32,
+    relay_instance: Option<u64>,
+    reported: u32,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Waiting for the relay's address.
+    Resolving,
+    /// Handshakes go out until the tunnel is up.
+    Calling,
+    /// The control channel is being opened, or was and its hello is not answered.
+    Greeting { channel: Channel, hello_sent: bool },
+    /// Services are leased. `unanswered` pings are out.
+    Serving {
+        channel: Channel,
+        pings: u64,
+        unanswered: u32,
+    },
+    /// The relay or the channel failed: tried again later.
+    Waiting,
+    /// The agent ends.
+    Closed,
+}
+
+/// How long a name lookup may take before it is asked for again.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
+/// Calls go out this often at first, and then at growing intervals up to the longest.
+const CALL_FIRST: Duration = Duration::from_secs(1);
+const CALL_LONGEST: Duration = Duration::from_secs(5);
+/// Calls after which the person is told, and the name is looked up again.
+const CALLS_UNTIL_REPORT: u32 = 4;
+/// How long the channel may take to open and be greeted.
+const GREETING_DEADLINE: Duration = Duration::from_secs(5);
+/// A third of the life of a lease.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a pong may take before the tunnel is suspected.
+const PONG_DEADLINE: Duration = Duration::from_secs(3);
+/// Unanswered pings after which the channel is given up. A handshake goes out with each.
+const PINGS_UNTIL_DOWN: u32 = 4;
+/// How long a refused agent waits before it asks again: a grant is all it takes.
+const REFUSED_RETRY: Duration = Duration::from_secs(3);
+/// How long an agent waits after failures in a row.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_LONGEST: Duration = Duration::from_secs(5);
+
+impl Uplink {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            state: State::Resolving,
+            due: now,
+            addrs: Vec::new(),
+            next_addr: 0,
+            attempts: 0,
+            silent_since: now,
+            failures: 0,
+            relay_instance: None,
+            reported: 0,
+        }
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<(Instant, &'static str)> {
+        let reason = match self.state {
+            State::Resolving => "relay's address",
+            State::Calling => "call to the relay",
+            State::Greeting { .. } => "relay's greeting",
+            State::Serving { .. } => "ping",
+            State::Waiting => "next try",
+            State::Closed => return None,
+        };
+        Some((self.due, reason))
+    }
+
+    fn channel_mut(&mut self) -> Option<&mut Channel> {
+        match &mut self.state {
+            State::Greeting { channel, .. } | State::Serving { channel, .. } => Some(channel),
+            _ => None,
+        }
+    }
+}
+
+impl Agent {
+    /// Does what the uplink waits for, if it is due.
+    pub(super) fn uplink_due(&mut self, now: Instant) {
+        if now < self.uplink.due {
+            return;
+        }
+        match &self.uplink.state {
+            State::Resolving => {
+                self.resolve();
+                self.uplink.due = now + RESOLVE_AGAIN;
+            }
+            State::Calling => self.call(now),
+            State::Greeting { .. } => {
+                self.channel_lost(now, "the relay does not answer on the control channel");
+            }
+            State::Serving { unanswered, .. } if *unanswered >= PINGS_UNTIL_DOWN => {
+                self.channel_lost(now, "the relay has stopped answering");
+            }
+            State::Serving { unanswered, .. } => {
+                if *unanswered > 0 {
+                    // The path is in doubt: the relay may have restarted, or moved.
+                    self.node.wg.call(now, self.relay, true);
+                    self.resolve();
+                }
+                self.ping(now);
+            }
+            State::Waiting => self.begin(now),
+            State::Closed => {}
+        }
+    }
+
+    /// The answer to a lookup of the relay's name.
+    pub(super) fn resolved(&mut self, now: Instant, host: &str, addrs: &[SocketAddr]) {
+        if host != self.config.relay.host {
+            return;
+        }
+        let waited_for = matches!(self.uplink.state, State::Resolving);
+        if addrs.is_empty() {
+            if waited_for {
+                let retry = self.backoff();
+                self.uplink.due = now + retry;
+                self.node.event(AgentEvent::Unresolved {
+                    host: host.to_owned(),
+                    retry,
+                });
+            }
+            return;
+        }
+        let known = self.node.wg.path(self.relay).map(|path| path.remote);
+        let moved = known.is_some_and(|known| !addrs.contains(&known));
+        self.uplink.addrs = addrs.to_vec();
+        self.uplink.next_addr = 0;
+        if waited_for {
+            self.begin(now);
+        } else if moved && matches!(self.uplink.state, State::Calling | State::Serving { .. }) {
+            // The relay's name leads elsewhere, and where it was nobody answers.
+            self.aim();
+            self.node.wg.call(now, self.relay, true);
+        }
+    }
+
+    pub(super) fn tunnel_event(&mut self, now: Instant, event: WgEvent) {
+        match event {
+            WgEvent::Up(_) if matches!(self.uplink.state, State::Calling) => self.open_channel(now),
+            // The relay called: it may have restarted. A ping finds out at once whether it still knows us.
+            WgEvent::Called(_) if matches!(self.uplink.state, State::Serving { .. }) => self.ping(now),
+            WgEvent::Called(_) if matches!(self.uplink.state, State::Waiting) => self.begin(now),
+            _ => {}
+        }
+    }
+
+    /// Something happened to the control channel.
+    pub(super) fn channel_touched(&mut self, now: Instant, flow: FlowId) {
+        let Some(view) = self.node.stack.view(flow) else {
+            return;
+        };
+        if self.uplink.channel_mut().is_none_or(|channel| channel.flow != flow) {
+            self.node.stack.release(flow, true, &mut self.node.resources);
+            return;
+        }
+        if view.established
+            && let State::Greeting {
+                hello_sent: hello_sent @ false,
+                ..
+            } = &mut self.uplink.state
+        {
+            *hello_sent = true;
+            let hello = ToRelay::Hello {
+                version: VERSION,
+                agent: self.config.name.clone(),
+                caps: Vec::new(),
+                instance: self.instance,
+            };
+            self.send(&hello);
+        }
+        loop {
+            let Some(channel) = self.uplink.channel_mut().filter(|channel| channel.flow == flow) else {
+                return;
+            };
+            channel.flush(&mut self.node.stack);
+            match channel.receive::<ToAgent>(&mut self.node.stack) {
+                Ok(Some(message)) => self.message(now, message),
+                Ok(None) => break,
+                Err(_) => {
+                    self.node.resources.counters.drop_control_frame += 1;
+                    return self.channel_lost(now, "the relay sent what is no message");
+                }
+            }
+        }
+        if view.broken {
+            self.channel_lost(now, "the relay has reset the control channel: it may have restarted");
+        } else if view.remote_fin {
+            self.channel_lost(now, "the relay has closed the control channel");
+        }
+    }
+
+    /// Tells the relay that this agent ends.
+    pub(super) fn say_goodbye(&mut self) {
+        self.send(&ToRelay::Goaway {
+            reason: "the agent is shutting down".into(),
+        });
+        if let Some(channel) = self.uplink.channel_mut() {
+            let flow = channel.flow;
+            self.node.stack.release(flow, false, &mut self.node.resources);
+        }
+        self.uplink.state = State::Closed;
+    }
+
+    fn message(&mut self, now: Instant, message: ToAgent) {
+        match message {
+            ToAgent::Welcome { relay, instance, .. } => self.welcome(now, relay, instance),
+            ToAgent::Granted {
+                id,
+                public,
+                service_port,
+                ..
+            } => {
+                let found = self.config.services.iter().position(|service| service.id == id);
+                let Some(index) = found.filter(|_| service_port != PORT) else {
+                    return;
+                };
+                self.granted.retain(|_, service| *service != index);
+                self.granted.insert(service_port, index);
+                self.node.stack.serve(service_port);
+                self.node.event(AgentEvent::Granted { service: id, public });
+            }
+            ToAgent::Refused { id, code, message } => {
+                self.node.event(AgentEvent::Refused {
+                    service: id,
+                    code,
+                    message,
+                });
+            }
+            ToAgent::Revoked { message, .. } => {
+                // Which service it was is the relay's to say again: all are asked for anew.
+                self.channel_lost(now, &message);
+            }
+            ToAgent::Pong { n } => {
+                if let State::Serving { pings, unanswered, .. } = &mut self.uplink.state
+                    && n == *pings
+                {
+                    *unanswered = 0;
+                    self.uplink.due = now + PING_INTERVAL;
+                }
+            }
+            ToAgent::Goaway {
+                reason,
+                code: Some(code),
+            } => {
+                self.drop_channel();
+                self.uplink.state = State::Waiting;
+                self.uplink.due = now + REFUSED_RETRY;
+                self.node.event(AgentEvent::RelayRefused {
+                    code,
+                    message: reason,
+                    retry: REFUSED_RETRY,
+                });
+            }
+            ToAgent::Goaway { reason, code: None } => self.channel_lost(now, &reason),
+            ToAgent::Error { .. } | ToAgent::Unknown => {}
+        }
+    }
+
+    fn welcome(&mut self, now: Instant, relay: String, instance: u64) {
+        let state = std::mem::replace(&mut self.uplink.state, State::Waiting);
+        let State::Greeting { channel, .. } = state else {
+            self.uplink.state = state;
+            return;
+        };
+        let flow = channel.flow;
+        self.uplink.state = State::Serving {
+            channel,
+            pings: 0,
+            unanswered: 0,
+        };
+        self.uplink.failures = 0;
+        self.uplink.reported = 0;
+        self.uplink.due = now + PING_INTERVAL;
+        if self
+            .uplink
+            .relay_instance
+            .replace(instance)
+            .is_some_and(|before| before != instance)
+        {
+            // Another process: it knows nothing of the flows of the one before.
+            self.node
+                .stack
+                .break_flows_but(self.relay, Some(flow), &mut self.node.resources);
+        }
+        for (port, _) in std::mem::take(&mut self.granted) {
+            self.node.stack.unserve(port);
+        }
+        if let Some(path) = self.node.wg.path(self.relay) {
+            self.node.event(AgentEvent::RelayUp {
+                remote: path.remote,
+                relay,
+            });
+        }
+        let registers: Vec<_> = self
+            .config
+            .services
+            .iter()
+            .map(|service| ToRelay::Register {
+                id: service.id.clone(),
+                kind: service.kind,
+                name: service.name.clone(),
+                port: service.port,
+            })
+            .collect();
+        for register in registers {
+            self.send(&register);
+        }
+    }
+
+    /// Starts over with what is known: the address, or the tunnel, or nothing.
+    fn begin(&mut self, now: Instant) {
+        if self.uplink.addrs.is_empty() {
+            self.uplink.state = State::Resolving;
+            self.uplink.due = now;
+            return self.uplink_due(now);
+        }
+        if self.node.wg.is_ready(self.relay) && self.uplink.failures < 2 {
+            return self.open_channel(now);
+        }
+        self.uplink.state = State::Calling;
+        self.uplink.attempts = 0;
+        self.uplink.silent_since = now;
+        self.aim();
+        self.call(now);
+    }
+
+    /// Points the tunnel at the next of the relay's addresses.
+    fn aim(&mut self) {
+        let Some(&remote) = self
+            .uplink
+            .addrs
+            .get(self.uplink.next_addr % self.uplink.addrs.len().max(1))
+        else {
+            return;
+        };
+        self.uplink.next_addr = self.uplink.next_addr.wrapping_add(1);
+        self.node.wg.set_path(self.relay, Path { remote, local_ip: None });
+    }
+
+    /// Sends a handshake, and sets when the next one goes out.
+    fn call(&mut self, now: Instant) {
+        let attempts = self.uplink.attempts;
+        if attempts > 0 {
+            self.aim();
+        }
+        self.node.wg.call(now, self.relay, true);
+        self.uplink.attempts += 1;
+        let growth = 1u32 << (attempts / CALLS_UNTIL_REPORT).min(4);
+        let retry = (CALL_FIRST * growth).min(CALL_LONGEST) + self.jitter(CALL_FIRST / 4);
+        self.uplink.due = now + retry;
+        if attempts > 0 && attempts.is_multiple_of(CALLS_UNTIL_REPORT) {
+            self.resolve();
+            if let Some(path) = self.node.wg.path(self.relay) {
+                let since = now.saturating_duration_since(self.uplink.silent_since);
+                self.node.event(AgentEvent::RelaySilent {
+                    remote: path.remote,
+                    since,
+                    retry,
+                });
+            }
+        }
+    }
+
+    fn open_channel(&mut self, now: Instant) {
+        let remote = self.config.relay.key.overlay_address();
+        let node = &mut self.node;
+        match node
+            .stack
+            .connect(now, self.relay, remote, PORT, Owner::Channel, &mut node.resources)
+        {
+            Ok(flow) => {
+                self.uplink.state = State::Greeting {
+                    channel: Channel::new(flow),
+                    hello_sent: false,
+                };
+                self.uplink.due = now + GREETING_DEADLINE;
+            }
+            Err(_) => {
+                self.uplink.state = State::Waiting;
+                self.uplink.due = now + self.backoff();
+            }
+        }
+    }
+
+    fn ping(&mut self, now: Instant) {
+        let State::Serving { pings, unanswered, .. } = &mut self.uplink.state else {
+            return;
+        };
+        *pings += 1;
+        *unanswered += 1;
+        let n = *pings;
+        self.uplink.due = now + PONG_DEADLINE;
+        self.send(&ToRelay::Ping { n });
+    }
+
+    /// The control channel is of no use any more. Flows live on: if it was only the path, they go on later.
+    fn channel_lost(&mut self, now: Instant, reason: &str) {
+        let was_serving = matches!(self.uplink.state, State::Serving { .. });
+        self.drop_channel();
+        self.uplink.failures += 1;
+        self.uplink.state = State::Waiting;
+        let retry = if was_serving { Duration::ZERO } else { self.backoff() };
+        self.uplink.due = now + retry;
+        if was_serving {
+            self.node.event(AgentEvent::RelayDown {
+                reason: reason.to_owned(),
+            });
+        } else if self.uplink.failures > self.uplink.reported + CALLS_UNTIL_REPORT {
+            self.uplink.reported = self.uplink.failures;
+            if let Some(path) = self.node.wg.path(self.relay) {
+                let since = now.saturating_duration_since(self.uplink.silent_since);
+                self.node.event(AgentEvent::RelaySilent {
+                    remote: path.remote,
+                    since,
+                    retry,
+                });
+            }
+        }
+        if was_serving {
+            self.begin(now);
+        }
+    }
+
+    fn drop_channel(&mut self) {
+        if let Some(channel) = self.uplink.channel_mut() {
+            let flow = channel.flow;
+            self.node.stack.release(flow, true, &mut self.node.resources);
+        }
+    }
+
+    fn send(&mut self, message: &ToRelay) {
+        if let Some(channel) = self.uplink.channel_mut() {
+            // A relay that does not read stops answering pings, which ends the channel.
+            let _ = channel.send(&mut self.node.stack, message);
+        }
+    }
+
+    fn resolve(&mut self) {
+        let (host, port) = (self.config.relay.host.clone(), self.config.relay.port);
+        self.node.actions.push_back(Action::Resolve { host, port });
+    }
+
+    /// A pause that grows with the failures in a row.
+    fn backoff(&mut self) -> Duration {
+        let growth = 1u32 << self.uplink.failures.min(6);
+        (RETRY_FIRST * growth).min(RETRY_LONGEST) + self.jitter(RETRY_FIRST)
+    }
+
+    /// Keeps agents that lost the same relay from calling in step.
+    fn jitter(&mut self, up_to: Duration) -> Duration {
+        let millis = u32::try_from(up_to.as_millis()).unwrap_or(u32::MAX).max(1);
+        Duration::from_millis(u64::from(self.node.random.below(millis)))
+    }
+}

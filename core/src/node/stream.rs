@@ -1,0 +1,408 @@
+//! A kernel socket and the flow it is joined to: FIN for FIN, RST for RST, and each side read only as fast as the other
+//! takes it.
+
+use crate::machine::{Action, ByteStream, StreamId};
+use crate::node::{Node, Owned};
+use crate::stack::{FlowId, Owner};
+use crate::table::Key;
+
+/// One visitor connection (at a relay) or one connection to a local target (at an agent). `X` is what the machine keeps
+/// with it.
+#[derive(Debug)]
+pub(crate) struct Stream<X> {
+    pub(crate) data: X,
+    /// The flow it is joined to, once there is one.
+    pub(crate) flow: Option<FlowId>,
+    /// The kernel socket is connected.
+    connected: bool,
+    /// Bytes read from the socket before anything is known of the flow.
+    head: Option<Vec<u8>>,
+    head_limit: usize,
+    /// Bytes that go into the flow before those read from the socket.
+    prefix: Vec<u8>,
+    /// Bytes for the socket made here, after which it is closed.
+    answer: Option<Vec<u8>>,
+    /// What is answered if the flow breaks before it brought a byte.
+    on_broken: Option<fn() -> Vec<u8>>,
+    read_wanted: bool,
+    read_ended: bool,
+    write_wanted: bool,
+    write_ended: bool,
+    from_socket: u64,
+    to_socket: u64,
+}
+
+/// How a stream ended, told to the machine once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Both sides said FIN.
+    Finished,
+    /// The kernel socket failed.
+    SocketFailed,
+    /// The flow was reset, timed out or could not be opened.
+    FlowBroken,
+    /// The machine ended it.
+    Dropped,
+}
+
+/// A stream that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended<X> {
+    pub(crate) data: X,
+    pub(crate) end: End,
+    pub(crate) from_socket: u64,
+    pub(crate) to_socket: u64,
+}
+
+/// How much is read of a head at a time.
+const HEAD_STEP: usize = 2048;
+/// Bytes of a visitor who was already answered are thrown away through this.
+const DISCARD: usize = 4096;
+
+impl<X> Stream<X> {
+    /// A connected socket whose first bytes, at most `limit`, decide what becomes of it.
+    pub(crate) fn with_head(data: X, limit: usize) -> Self {
+        Self {
+            head: Some(Vec::new()),
+            head_limit: limit,
+            ..Self::joined(data, None, true)
+        }
+    }
+
+    /// A socket for a flow; `connected` or still being dialled.
+    pub(crate) fn joined(data: X, flow: Option<FlowId>, connected: bool) -> Self {
+        Self {
+            data,
+            flow,
+            connected,
+            head: None,
+            head_limit: 0,
+            prefix: Vec::new(),
+            answer: None,
+            on_broken: None,
+            read_wanted: false,
+            read_ended: false,
+            write_wanted: false,
+            write_ended: false,
+            from_socket: 0,
+            to_socket: 0,
+        }
+    }
+
+    /// The bytes read so far while nothing else is known.
+    pub(crate) fn head(&self) -> Option<&[u8]> {
+        self.head.as_deref()
+    }
+
+    /// Whether the head can grow no more.
+    pub(crate) fn head_is_over(&self) -> bool {
+        self.read_ended || self.head.as_ref().is_some_and(|head| head.len() >= self.head_limit)
+    }
+
+    /// Whether its visitor was already answered here.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answer.is_some()
+    }
+}
+
+impl<X, E> Node<X, E> {
+    pub(crate) fn stream(&self, id: StreamId) -> Option<&Stream<X>> {
+        self.streams.get(key(id))
+    }
+
+    pub(crate) fn stream_mut(&mut self, id: StreamId) -> Option<&mut Stream<X>> {
+        self.streams.get_mut(key(id))
+    }
+
+    pub(crate) fn stream_count(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Adds a stream and asks for its bytes, unless there are as many as there may be.
+    pub(crate) fn insert_stream(&mut self, stream: Stream<X>) -> Option<StreamId> {
+        let inserted = self.streams.insert_with(|_| stream)?;
+        let id = StreamId {
+            index: inserted.index,
+            generation: inserted.generation,
+        };
+        if let Some(flow) = self.streams.get(inserted).and_then(|stream| stream.flow) {
+            self.stack.set_owner(flow, Owner::Stream(id));
+        }
+        self.service(id);
+        Some(id)
+    }
+
+    /// Joins a stream whose head is known to a flow: `prefix` goes first, then the head, then what is read.
+    pub(crate) fn join(&mut self, id: StreamId, flow: FlowId, mut prefix: Vec<u8>, on_broken: Option<fn() -> Vec<u8>>) {
+        let Some(stream) = self.streams.get_mut(key(id)) else {
+            return;
+        };
+        if let Some(head) = stream.head.take() {
+            prefix.extend_from_slice(&head);
+        }
+        stream.prefix = prefix;
+        stream.flow = Some(flow);
+        stream.on_broken = on_broken;
+        self.stack.set_owner(flow, Owner::Stream(id));
+        self.service(id);
+    }
+
+    /// The kernel socket of a stream that was being dialled is connected.
+    pub(crate) fn connected(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(key(id)) {
+            stream.connected = true;
+            self.service(id);
+        }
+    }
+
+    /// Answers the socket from here, then closes it. No flow has anything to do with it any more.
+    pub(crate) fn answer(&mut self, id: StreamId, bytes: Vec<u8>) {
+        let Some(stream) = self.streams.get_mut(key(id)) else {
+            return;
+        };
+        stream.head = None;
+        stream.prefix = Vec::new();
+        stream.answer = Some(bytes);
+        if let Some(flow) = stream.flow.take() {
+            self.stack.release(flow, true, &mut self.resources);
+        }
+        self.service(id);
+    }
+
+    /// Ends a stream at once: RST to the socket and to the flow.
+    pub(crate) fn drop_stream(&mut self, id: StreamId, end: End) {
+        self.actions.push_back(Action::Abort(id));
+        self.remove_stream(id, true, end);
+    }
+
+    /// Brings both sides of a stream to where they can be: asks for bytes, passes ends on, and ends it.
+    pub(crate) fn service(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(key(id)) else {
+            return;
+        };
+        if !stream.connected {
+            // What the flow brought waits. If it broke meanwhile, nobody needs the dial any more.
+            if stream
+                .flow
+                .and_then(|flow| self.stack.view(flow))
+                .is_none_or(|view| view.broken)
+            {
+                self.actions.push_back(Action::Abort(id));
+                self.remove_stream(id, true, End::FlowBroken);
+            }
+            return;
+        }
+        let Some(flow) = stream.flow else {
+            return self.service_alone(id);
+        };
+        let Some(view) = self.stack.view(flow) else {
+            self.drop_stream(id, End::FlowBroken);
+            return;
+        };
+        if view.broken && !view.can_receive {
+            if let (Some(page), 0) = (stream.on_broken, stream.to_socket) {
+                return self.answer(id, page());
+            }
+            self.drop_stream(id, End::FlowBroken);
+            return;
+        }
+        if !stream.prefix.is_empty() && view.can_send {
+            let sent = self.stack.send(flow, &stream.prefix);
+            stream.prefix.drain(..sent);
+            if stream.prefix.is_empty() {
+                stream.prefix = Vec::new();
+                if stream.read_ended {
+                    self.stack.close(flow);
+                }
+            }
+        }
+        let has_room = stream.prefix.is_empty() && self.stack.view(flow).is_some_and(|view| view.can_send);
+        if has_room && !stream.read_ended && !stream.read_wanted {
+            stream.read_wanted = true;
+            self.actions.push_back(Action::WantRead(id));
+        }
+        if view.can_receive {
+            if !stream.write_wanted && !stream.write_ended {
+                stream.write_wanted = true;
+                self.actions.push_back(Action::WantWrite(id));
+            }
+            return;
+        }
+        if view.remote_fin && !stream.write_ended {
+            stream.write_ended = true;
+            self.actions.push_back(Action::Shutdown(id));
+        }
+        if stream.write_ended && stream.read_ended && stream.prefix.is_empty() {
+            self.actions.push_back(Action::Close(id));
+            self.remove_stream(id, false, End::Finished);
+        }
+    }
+
+    /// The same for a stream without a flow: its head is being read, or it is answered from here.
+    fn service_alone(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(key(id)) else {
+            return;
+        };
+        let reads = stream.answer.is_some() || stream.head.as_ref().is_some_and(|head| head.len() < stream.head_limit);
+        if reads && !stream.read_ended && !stream.read_wanted {
+            stream.read_wanted = true;
+            self.actions.push_back(Action::WantRead(id));
+        }
+        let Some(answer) = &stream.answer else { return };
+        if !answer.is_empty() {
+            if !stream.write_wanted {
+                stream.write_wanted = true;
+                self.actions.push_back(Action::WantWrite(id));
+            }
+            return;
+        }
+        if !stream.write_ended {
+            stream.write_ended = true;
+            self.actions.push_back(Action::Shutdown(id));
+        }
+        // Closing before the visitor has done so would reset the connection and could take the answer with it.
+        if stream.read_ended {
+            self.actions.push_back(Action::Close(id));
+            self.remove_stream(id, false, End::Dropped);
+        }
+    }
+
+    fn remove_stream(&mut self, id: StreamId, reset: bool, end: End) {
+        let Some(stream) = self.streams.remove(key(id)) else {
+            return;
+        };
+        self.stream_deadlines.clear(id);
+        if let Some(flow) = stream.flow {
+            self.stack.release(flow, reset, &mut self.resources);
+        }
+        let Stream {
+            data,
+            from_socket,
+            to_socket,
+            ..
+        } = stream;
+        self.ended.push_back(Ended {
+            data,
+            end,
+            from_socket,
+            to_socket,
+        });
+    }
+}
+
+/// A stream's byte path, borrowed from its machine.
+#[derive(Debug)]
+pub struct StreamMut<'a, M> {
+    machine: &'a mut M,
+    now: std::time::Instant,
+    id: StreamId,
+}
+
+impl<'a, M: Owned> StreamMut<'a, M> {
+    pub(crate) fn new(machine: &'a mut M, now: std::time::Instant, id: StreamId) -> Option<Self> {
+        machine.node().streams.get(key(id))?;
+        Some(Self { machine, now, id })
+    }
+}
+
+impl<M: Owned> ByteStream for StreamMut<'_, M> {
+    fn fill(&mut self, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
+        let node = self.machine.node();
+        let stream = node.streams.get_mut(key(self.id))?;
+        if stream.read_ended {
+            return None;
+        }
+        if let Some(head) = &mut stream.head {
+            let start = head.len();
+            let room = HEAD_STEP.min(stream.head_limit - start);
+            if room == 0 {
+                stream.read_wanted = false;
+                return None;
+            }
+            head.resize(start + room, 0);
+            let count = read(&mut head[start..]).min(room);
+            head.truncate(start + count);
+            stream.from_socket += count as u64;
+            self.machine.head_grew(self.now, self.id);
+            return Some(count);
+        }
+        if stream.answer.is_some() {
+            return Some(read(&mut [0; DISCARD]).min(DISCARD));
+        }
+        let filled = match stream.flow {
+            Some(flow) if stream.prefix.is_empty() => node.stack.fill(flow, read),
+            _ => None,
+        };
+        match filled {
+            Some(count) => stream.from_socket += count as u64,
+            None => stream.read_wanted = false,
+        }
+        filled
+    }
+
+    fn drain(&mut self, write: &mut dyn FnMut(&[u8]) -> usize) -> Option<usize> {
+        let node = self.machine.node();
+        let stream = node.streams.get_mut(key(self.id))?;
+        let drained = match (&mut stream.answer, stream.flow) {
+            (Some(answer), _) if !answer.is_empty() => {
+                let count = write(answer).min(answer.len());
+                answer.drain(..count);
+                Some(count)
+            }
+            (None, Some(flow)) => node.stack.drain(flow, write),
+            _ => None,
+        };
+        match drained {
+            Some(count) => stream.to_socket += count as u64,
+            None => stream.write_wanted = false,
+        }
+        let is_empty = match (&stream.answer, stream.flow) {
+            (Some(answer), _) => answer.is_empty(),
+            (None, Some(flow)) => node.stack.view(flow).is_none_or(|view| !view.can_receive),
+            (None, None) => true,
+        };
+        if is_empty {
+            // The end may be behind the last byte.
+            stream.write_wanted = false;
+            node.service(self.id);
+            self.machine.settle(self.now);
+        }
+        drained
+    }
+
+    fn shutdown(&mut self) {
+        let node = self.machine.node();
+        let Some(stream) = node.streams.get_mut(key(self.id)) else {
+            return;
+        };
+        stream.read_ended = true;
+        stream.read_wanted = false;
+        if let Some(flow) = stream.flow
+            && stream.prefix.is_empty()
+        {
+            node.stack.close(flow);
+        }
+        if stream.head.is_some() {
+            self.machine.head_grew(self.now, self.id);
+        } else {
+            node.service(self.id);
+        }
+        self.machine.settle(self.now);
+    }
+
+    fn abort(&mut self) {
+        let node = self.machine.node();
+        if node.streams.get(key(self.id)).is_some() {
+            node.actions.push_back(Action::Close(self.id));
+            node.remove_stream(self.id, true, End::SocketFailed);
+            self.machine.settle(self.now);
+        }
+    }
+}
+
+fn key(id: StreamId) -> Key {
+    Key {
+        index: id.index,
+        generation: id.generation,
+    }
+}

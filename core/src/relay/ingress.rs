@@ -1,0 +1,301 @@
+//! Visitors: from an accepted connection to the lease it is for.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use super::leases::{LeaseId, Place};
+use super::{Relay, listener_key};
+use crate::control::Kind;
+use crate::http;
+use crate::machine::{ListenerId, StreamId};
+use crate::node::{End, Stream};
+use crate::proxy::ProxyHeader;
+use crate::sni;
+use crate::stack::Owner;
+use crate::wg::source_prefix;
+
+/// The shared listeners of a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ingress {
+    /// Plain HTTP, by Host.
+    Http,
+    /// TLS, by server name.
+    Https,
+}
+
+impl fmt::Display for Ingress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        })
+    }
+}
+
+/// A public socket.
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) role: Role,
+    pub(super) addr: SocketAddr,
+}
+
+/// Whom a public socket's visitors are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// For the lease they name.
+    Shared(Ingress),
+    /// For this lease.
+    Port(LeaseId),
+}
+
+/// What a relay keeps with a visitor's connection.
+#[derive(Debug)]
+pub struct Visitor {
+    /// What counts as one source for the limit.
+    pub(super) source: IpAddr,
+    pub(super) remote: SocketAddr,
+    local: SocketAddr,
+    ingress: Option<Ingress>,
+    /// The public address of the lease it was matched to.
+    pub(super) public: String,
+}
+
+/// What a visitor asked for, found in its first bytes.
+#[derive(Default)]
+struct Wish {
+    name: String,
+    authority: Option<String>,
+    alpn: Option<Vec<u8>>,
+}
+
+/// How long a visitor may take to say what it wants.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a visitor that was answered here may take to close.
+const LINGER: Duration = Duration::from_secs(5);
+
+impl Relay {
+    pub(super) fn accept_visitor(
+        &mut self,
+        now: Instant,
+        listener: ListenerId,
+        remote: SocketAddr,
+        local: SocketAddr,
+    ) -> Option<StreamId> {
+        let role = self.listeners.get(listener_key(listener))?.role;
+        let source = source_prefix(remote.ip());
+        let of_source = self.sources.get(&source).copied().unwrap_or(0);
+        if of_source >= self.config.visitors_per_source {
+            self.node.resources.counters.refused_visitor_source += 1;
+            return None;
+        }
+        let ingress = match role {
+            Role::Shared(ingress) => Some(ingress),
+            Role::Port(_) => None,
+        };
+        let visitor = Visitor {
+            source,
+            remote,
+            local,
+            ingress,
+            public: String::new(),
+        };
+        let id = match role {
+            Role::Shared(ingress) => {
+                let limit = match ingress {
+                    Ingress::Http => http::MAX_LEN,
+                    Ingress::Https => sni::MAX_LEN,
+                };
+                let id = self.node.insert_stream(Stream::with_head(visitor, limit));
+                if let Some(id) = id {
+                    self.node.stream_deadlines.set(id, now + HEAD_DEADLINE);
+                }
+                id
+            }
+            Role::Port(_) => self.node.insert_stream(Stream::with_head(visitor, 0)),
+        };
+        let Some(id) = id else {
+            self.node.resources.counters.refused_visitors_full += 1;
+            return None;
+        };
+        *self.sources.entry(source).or_default() += 1;
+        self.node.resources.counters.visitors_accepted += 1;
+        if let Role::Port(lease) = role {
+            self.carry(now, id, lease, Wish::default());
+        }
+        Some(id)
+    }
+
+    /// Looks at what a visitor has said so far and does what follows from it.
+    pub(super) fn route(&mut self, now: Instant, id: StreamId) {
+        let Some(stream) = self.node.stream(id) else {
+            return;
+        };
+        let (Some(head), is_over) = (stream.head(), stream.head_is_over()) else {
+            return;
+        };
+        match stream.data.ingress {
+            Some(Ingress::Http) => match http::parse(head) {
+                Ok(http::Parsed::Complete(request)) => self.route_http(now, id, &request),
+                Ok(http::Parsed::Incomplete) if !is_over => {}
+                Ok(http::Parsed::Incomplete) => self.refuse_head(now, id, None),
+                Err(error) => {
+                    let status = if matches!(error, http::HeadError::TooLong | http::HeadError::TooManyHeaders) {
+                        (431, "Request Header Fields Too Large")
+                    } else {
+                        (400, "Bad Request")
+                    };
+                    let page = http::response(
+                        status.0,
+                        status.1,
+                        &[],
+                        &format!("{} {}: {error}\n", status.0, status.1),
+                    );
+                    self.refuse_head(now, id, Some(page));
+                }
+            },
+            Some(Ingress::Https) => match sni::parse(head) {
+                Ok(sni::Parsed::Complete(hello)) => self.route_tls(now, id, hello),
+                Ok(sni::Parsed::Incomplete) if !is_over => {}
+                Ok(sni::Parsed::Incomplete) | Err(_) => self.refuse_head(now, id, None),
+            },
+            None => {}
+        }
+    }
+
+    fn route_http(&mut self, now: Instant, id: StreamId, request: &http::RequestHead) {
+        let host = request.host.clone().unwrap_or_default();
+        let named = self
+            .label(&host)
+            .and_then(|label| self.leases.by_name(Kind::Http, label));
+        let lease = named.or_else(|| {
+            self.config
+                .sole_lease_answers
+                .then(|| self.leases.sole(Kind::Http))
+                .flatten()
+        });
+        match lease {
+            Some(lease) => {
+                let wish = Wish {
+                    name: host.clone(),
+                    authority: Some(host),
+                    alpn: None,
+                };
+                self.carry(now, id, lease, wish);
+            }
+            None => {
+                self.node.resources.counters.drop_unknown_name += 1;
+                let what = if host.is_empty() { "a name" } else { host.as_str() };
+                let text = format!("404 Not Found: nothing is served under {what} here\n");
+                self.answer(now, id, http::response(404, "Not Found", &[], &text));
+            }
+        }
+    }
+
+    fn route_tls(&mut self, now: Instant, id: StreamId, hello: sni::ClientHello) {
+        let name = hello.server_name.unwrap_or_default();
+        match self
+            .label(&name)
+            .and_then(|label| self.leases.by_name(Kind::Tls, label))
+        {
+            Some(lease) => {
+                let wish = Wish {
+                    name: name.clone(),
+                    authority: Some(name),
+                    alpn: hello.alpn.into_iter().next(),
+                };
+                self.carry(now, id, lease, wish);
+            }
+            None => {
+                self.node.resources.counters.drop_unknown_name += 1;
+                self.answer(now, id, sni::ALERT_UNRECOGNIZED_NAME.to_vec());
+            }
+        }
+    }
+
+    /// The label under our domain that a host name has.
+    fn label<'a>(&self, host: &'a str) -> Option<&'a str> {
+        let label = host.strip_suffix(self.config.domain.as_str())?.strip_suffix('.')?;
+        (!label.contains('.')).then_some(label)
+    }
+
+    /// Opens the flow for a visitor whose lease is known.
+    fn carry(&mut self, now: Instant, id: StreamId, lease: LeaseId, wish: Wish) {
+        let Some(lease) = self.leases.get(lease).filter(|lease| lease.active) else {
+            return self.node.drop_stream(id, End::Dropped);
+        };
+        let (peer, service_port, public) = (lease.peer, lease.service_port, lease.public.clone());
+        let is_http = matches!(&lease.place, Place::Name(Kind::Http, _));
+        let on_broken = is_http.then_some(bad_gateway as fn() -> Vec<u8>);
+        let Some(overlay) = self.node.wg.overlay(peer) else {
+            return self.node.drop_stream(id, End::Dropped);
+        };
+        let Some(stream) = self.node.stream_mut(id) else {
+            return;
+        };
+        stream.data.public = public;
+        let (source, destination) = (stream.data.remote, stream.data.local);
+        let mut unique_id = self.node.random.u64().to_be_bytes().to_vec();
+        unique_id.extend(self.node.random.u64().to_be_bytes());
+        let header = ProxyHeader {
+            source,
+            destination,
+            authority: wish.authority.filter(|_| !wish.name.is_empty()),
+            alpn: wish.alpn,
+            unique_id: Some(unique_id),
+        };
+        let mut prefix = Vec::new();
+        header.encode(&mut prefix);
+        self.node.stream_deadlines.clear(id);
+        let node = &mut self.node;
+        match node
+            .stack
+            .connect(now, peer, overlay, service_port, Owner::Stream(id), &mut node.resources)
+        {
+            Ok(flow) => self.node.join(id, flow, prefix, on_broken),
+            Err(error) => {
+                if is_http {
+                    let text = format!("503 Service Unavailable: {error}\n");
+                    self.answer(
+                        now,
+                        id,
+                        http::response(503, "Service Unavailable", &[("retry-after", "5")], &text),
+                    );
+                } else {
+                    self.node.drop_stream(id, End::Dropped);
+                }
+            }
+        }
+    }
+
+    /// Ends a visitor whose first bytes make no sense, with a page if it speaks HTTP.
+    fn refuse_head(&mut self, now: Instant, id: StreamId, page: Option<Vec<u8>>) {
+        self.node.resources.counters.drop_head_malformed += 1;
+        match page {
+            Some(page) => self.answer(now, id, page),
+            None => self.node.drop_stream(id, End::Dropped),
+        }
+    }
+
+    fn answer(&mut self, now: Instant, id: StreamId, bytes: Vec<u8>) {
+        self.node.stream_deadlines.set(id, now + LINGER);
+        self.node.answer(id, bytes);
+    }
+
+    /// A visitor took too long to say what it wants, or to close after it was answered.
+    pub(super) fn visitor_overdue(&mut self, id: StreamId) {
+        let Some(stream) = self.node.stream(id) else {
+            return;
+        };
+        if !stream.is_answered() {
+            self.node.resources.counters.drop_head_timeout += 1;
+        }
+        self.node.drop_stream(id, End::Dropped);
+    }
+}
+
+/// What a visitor of an `http` lease sees if its service cannot be reached.
+fn bad_gateway() -> Vec<u8> {
+    let text = "502 Bad Gateway: the service behind this address does not answer\n";
+    http::response(502, "Bad Gateway", &[], text)
+}

@@ -1,0 +1,392 @@
+//! The leases of a relay: which name and which port belong to which key, now and for good.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+
+use super::access::Refusal;
+use crate::control::{Kind, RefusalCode};
+use crate::identity::{PublicKey, derived_name, derived_port};
+use crate::machine::{ListenerId, Transport};
+use crate::names::check_label;
+use crate::table::{Key, Table};
+use crate::wg::PeerId;
+
+/// Names a lease. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct LeaseId(Key);
+
+impl LeaseId {
+    /// The number by which agents know it.
+    pub(crate) fn number(self) -> u64 {
+        u64::from(self.0.generation) << 32 | u64::from(self.0.index)
+    }
+}
+
+/// The relay's grant of a public name or port to a key.
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    pub(crate) peer: PeerId,
+    pub(crate) key: PublicKey,
+    /// The agent's own name for the service.
+    pub(crate) service: String,
+    pub(crate) kind: Kind,
+    pub(crate) place: Place,
+    /// The port inside the tunnel to which its flows go.
+    pub(crate) service_port: u16,
+    /// How people reach it.
+    pub(crate) public: String,
+    /// Its own listener, for the kinds that have one.
+    pub(crate) listener: Option<ListenerId>,
+    /// The agent has been told.
+    pub(crate) active: bool,
+}
+
+/// What is leased.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// A name at one of the shared listeners.
+    Name(Kind, String),
+    /// A port.
+    Port(Transport, u16),
+}
+
+/// What belongs to a key beyond its leases and the relay's restarts. The program keeps these.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Binding {
+    /// A name.
+    Name {
+        /// The DNS label.
+        name: String,
+        /// Whose it is.
+        key: PublicKey,
+    },
+    /// A port for one service.
+    Port {
+        /// The port number, the same for TCP and UDP.
+        port: u16,
+        /// Whose it is.
+        key: PublicKey,
+        /// The agent's own name for the service.
+        service: String,
+    },
+}
+
+/// All leases and bindings.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    table: Table<Lease>,
+    by_place: BTreeMap<Place, LeaseId>,
+    names: BTreeMap<String, PublicKey>,
+    ports: BTreeMap<u16, (PublicKey, String)>,
+    /// Ports the operating system refused: not tried again until asked for by number.
+    busy: BTreeMap<(Transport, u16), ()>,
+}
+
+/// Names and ports that keys may hold for good. Far above what a relay of this size serves, and far below its memory.
+const MAX_BINDINGS: usize = 65_536;
+const MAX_BINDINGS_PER_KEY: usize = 256;
+/// How many derived names are tried when others hold them.
+const NAME_TRIES: u32 = 16;
+
+impl Leases {
+    pub(crate) fn new(capacity: usize, bindings: impl IntoIterator<Item = Binding>) -> Self {
+        let mut leases = Self {
+            table: Table::new(capacity),
+            by_place: BTreeMap::new(),
+            names: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            busy: BTreeMap::new(),
+        };
+        for binding in bindings.into_iter().take(MAX_BINDINGS) {
+            match binding {
+                Binding::Name { name, key } => drop(leases.names.insert(name, key)),
+                Binding::Port { port, key, service } => drop(leases.ports.insert(port, (key, service))),
+            }
+        }
+        leases
+    }
+
+    pub(crate) fn get(&self, id: LeaseId) -> Option<&Lease> {
+        self.table.get(id.0)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: LeaseId) -> Option<&mut Lease> {
+        self.table.get_mut(id.0)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (LeaseId, &Lease)> {
+        self.table.iter().map(|(key, lease)| (LeaseId(key), lease))
+    }
+
+    pub(crate) fn by_name(&self, kind: Kind, name: &str) -> Option<LeaseId> {
+        self.by_place.get(&Place::Name(kind, name.to_owned())).copied()
+    }
+
+    /// The lease of this kind, if there is exactly one.
+    pub(crate) fn sole(&self, kind: Kind) -> Option<LeaseId> {
+        let mut of_kind = self.iter().filter(|(_, lease)| lease.kind == kind);
+        let (id, _) = of_kind.next()?;
+        of_kind.next().is_none().then_some(id)
+    }
+
+    pub(crate) fn insert(&mut self, lease: Lease) -> Result<LeaseId, Refusal> {
+        let place = lease.place.clone();
+        let inserted = self.table.insert_with(|_| lease);
+        let id = LeaseId(
+            inserted
+                .ok_or_else(|| Refusal::new(RefusalCode::LimitReached, "the relay holds as many leases as it may"))?,
+        );
+        self.by_place.insert(place, id);
+        Ok(id)
+    }
+
+    pub(crate) fn remove(&mut self, id: LeaseId) -> Option<Lease> {
+        let lease = self.table.remove(id.0)?;
+        self.by_place.remove(&lease.place);
+        Some(lease)
+    }
+
+    /// Finds a name for a service: the one asked for if the key may have it, or one derived from the key. Returns what
+    /// has to be kept, if that is new.
+    pub(crate) fn pick_name(
+        &mut self,
+        kind: Kind,
+        key: &PublicKey,
+        service: &str,
+        wanted: Option<&str>,
+    ) -> Result<(Place, Option<Binding>), Refusal> {
+        let name = match wanted {
+            Some(name) => {
+                check_label(name).map_err(|error| {
+                    Refusal::new(
+                        RefusalCode::NameInvalid,
+                        format!("the name \"{name}\" cannot be used: {error}"),
+                    )
+                })?;
+                if self.names.get(name).is_some_and(|owner| owner != key) {
+                    return Err(Refusal::new(
+                        RefusalCode::NameTaken,
+                        format!("the name {name} belongs to another key: choose another name"),
+                    ));
+                }
+                name.to_owned()
+            }
+            None => (0..NAME_TRIES)
+                .map(|attempt| match attempt {
+                    0 => derived_name(key, service),
+                    _ => derived_name(key, &format!("{service}#{attempt}")),
+                })
+                .find(|name| {
+                    self.names.get(name).is_none_or(|owner| owner == key) && self.by_name(kind, name).is_none()
+                })
+                .ok_or_else(|| {
+                    Refusal::new(RefusalCode::NameTaken, "no derived name is free: ask for one by --name")
+                })?,
+        };
+        let place = Place::Name(kind, name.clone());
+        if self.by_place.contains_key(&place) {
+            return Err(Refusal::new(
+                RefusalCode::NameTaken,
+                format!("another service of this agent has the name {name} already"),
+            ));
+        }
+        // A derived name needs no binding: nobody else's key gives it.
+        if wanted.is_none() || self.names.contains_key(&name) {
+            return Ok((place, None));
+        }
+        let held = self.names.values().filter(|owner| *owner == key).count();
+        check_bindings(self.names.len(), held)?;
+        self.names.insert(name.clone(), *key);
+        Ok((place, Some(Binding::Name { name, key: *key })))
+    }
+
+    /// Finds a port for a service: the one asked for, the one it had before, or one derived from the key.
+    pub(crate) fn pick_port(
+        &mut self,
+        transport: Transport,
+        key: &PublicKey,
+        service: &str,
+        wanted: Option<u16>,
+        range: &RangeInclusive<u16>,
+    ) -> Result<(Place, Option<Binding>), Refusal> {
+        let mine = |owner: &(PublicKey, String)| owner.0 == *key && owner.1 == service;
+        let port = match wanted {
+            Some(port) if !range.contains(&port) => {
+                return Err(Refusal::new(
+                    RefusalCode::PortOutOfRange,
+                    format!(
+                        "port {port} is outside this relay's range {}-{}",
+                        range.start(),
+                        range.end()
+                    ),
+                ));
+            }
+            Some(port) if self.ports.get(&port).is_some_and(|owner| owner.0 != *key) => {
+                return Err(Refusal::new(
+                    RefusalCode::PortBusy,
+                    format!("port {port} belongs to another key: choose another port, or none to be given one"),
+                ));
+            }
+            Some(port) => port,
+            None => {
+                let bound = self
+                    .ports
+                    .iter()
+                    .find(|(port, owner)| mine(owner) && range.contains(port));
+                let first = bound.map_or_else(|| derived_port(key, service, range.clone()), |(&port, _)| port);
+                let free = || {
+                    (first..=*range.end()).chain(*range.start()..first).filter(|&port| {
+                        !self.by_place.contains_key(&Place::Port(transport, port))
+                            && !self.busy.contains_key(&(transport, port))
+                    })
+                };
+                // When every port is bound, one that nobody leases now changes hands.
+                free()
+                    .find(|port| self.ports.get(port).is_none_or(mine))
+                    .or_else(|| free().find(|&port| !self.is_leased(port)))
+                    .ok_or_else(|| {
+                        Refusal::new(
+                            RefusalCode::LimitReached,
+                            format!("no port of {}-{} is free on this relay", range.start(), range.end()),
+                        )
+                    })?
+            }
+        };
+        let place = Place::Port(transport, port);
+        if self.by_place.contains_key(&place) {
+            return Err(Refusal::new(
+                RefusalCode::PortBusy,
+                format!("{transport} port {port} is leased to another service already"),
+            ));
+        }
+        if self.ports.get(&port).is_some_and(mine) {
+            return Ok((place, None));
+        }
+        let held = self.ports.values().filter(|owner| owner.0 == *key).count();
+        check_bindings(self.ports.len(), held)?;
+        self.ports.insert(port, (*key, service.to_owned()));
+        Ok((
+            place,
+            Some(Binding::Port {
+                port,
+                key: *key,
+                service: service.to_owned(),
+            }),
+        ))
+    }
+
+    fn is_leased(&self, port: u16) -> bool {
+        [Transport::Tcp, Transport::Udp]
+            .iter()
+            .any(|&transport| self.by_place.contains_key(&Place::Port(transport, port)))
+    }
+
+    /// The operating system refused a port: its binding is undone, and it is not picked again.
+    pub(crate) fn port_is_busy(&mut self, transport: Transport, port: u16) {
+        self.ports.remove(&port);
+        self.busy.insert((transport, port), ());
+    }
+}
+
+fn check_bindings(all: usize, of_key: usize) -> Result<(), Refusal> {
+    if all >= MAX_BINDINGS || of_key >= MAX_BINDINGS_PER_KEY {
+        return Err(Refusal::new(
+            RefusalCode::LimitReached,
+            format!("this key holds {of_key} names or ports and the relay {all}: more are not given out"),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> PublicKey {
+        PublicKey::from_bytes([byte; 32])
+    }
+
+    fn code<T>(result: Result<T, Refusal>) -> RefusalCode {
+        result.err().expect("refused").code
+    }
+
+    #[test]
+    fn a_requested_name_is_bound_to_its_key() {
+        let mut leases = Leases::new(8, []);
+        let (place, binding) = leases.pick_name(Kind::Http, &key(1), "web", Some("shop")).unwrap();
+        assert_eq!(place, Place::Name(Kind::Http, "shop".into()));
+        assert_eq!(
+            binding,
+            Some(Binding::Name {
+                name: "shop".into(),
+                key: key(1)
+            })
+        );
+        assert_eq!(
+            code(leases.pick_name(Kind::Tls, &key(2), "web", Some("shop"))),
+            RefusalCode::NameTaken
+        );
+        assert_eq!(
+            code(leases.pick_name(Kind::Tls, &key(2), "web", Some("Shop"))),
+            RefusalCode::NameInvalid
+        );
+        let mut restarted = Leases::new(8, binding);
+        assert_eq!(
+            code(restarted.pick_name(Kind::Http, &key(2), "web", Some("shop"))),
+            RefusalCode::NameTaken
+        );
+        assert_eq!(
+            restarted.pick_name(Kind::Http, &key(1), "web", Some("shop")).unwrap().1,
+            None
+        );
+    }
+
+    #[test]
+    fn a_derived_name_is_stable_and_steps_aside_for_a_squatter() {
+        let mut leases = Leases::new(8, []);
+        let (first, _) = leases.pick_name(Kind::Http, &key(1), "web", None).unwrap();
+        assert_eq!(leases.pick_name(Kind::Http, &key(1), "web", None).unwrap().0, first);
+        let Place::Name(_, name) = first.clone() else { panic!() };
+        let mut squatted = Leases::new(8, [Binding::Name { name, key: key(9) }]);
+        let (second, _) = squatted.pick_name(Kind::Http, &key(1), "web", None).unwrap();
+        assert_ne!(first, second);
+    }
+
+    #[test]
+    fn ports_are_stable_within_the_range_and_run_out_with_a_name() {
+        let range = 100..=102;
+        let mut leases = Leases::new(8, []);
+        let (place, binding) = leases.pick_port(Transport::Tcp, &key(1), "db", None, &range).unwrap();
+        assert!(binding.is_some());
+        assert_eq!(
+            leases.pick_port(Transport::Tcp, &key(1), "db", None, &range).unwrap(),
+            (place.clone(), None)
+        );
+        let Place::Port(_, port) = place else { panic!() };
+        assert_eq!(
+            code(leases.pick_port(Transport::Tcp, &key(2), "x", Some(port), &range)),
+            RefusalCode::PortBusy
+        );
+        assert_eq!(
+            code(leases.pick_port(Transport::Tcp, &key(2), "x", Some(99), &range)),
+            RefusalCode::PortOutOfRange
+        );
+        let second = leases.pick_port(Transport::Tcp, &key(2), "x", None, &range).unwrap().0;
+        let third = leases.pick_port(Transport::Udp, &key(3), "y", None, &range).unwrap().0;
+        assert_ne!(second, third);
+        let fourth = leases.pick_port(Transport::Tcp, &key(4), "z", None, &range).unwrap();
+        assert!(fourth.1.is_some(), "a port that is bound but not leased changes hands");
+        for port in range.clone() {
+            leases.port_is_busy(Transport::Tcp, port);
+        }
+        let refused = leases.pick_port(Transport::Tcp, &key(1), "db", None, &range);
+        assert_eq!(
+            code(refused),
+            RefusalCode::LimitReached,
+            "a port the system refused is not picked again"
+        );
+    }
+}

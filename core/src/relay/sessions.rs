@@ -1,0 +1,572 @@
+//! Control channels with agents: greeting, leases, liveness, and take-over by the same key.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::access::Refusal;
+use super::ingress::Role;
+use super::leases::{Lease, LeaseId, Place};
+use super::{Relay, RelayEvent};
+use crate::control::{Channel, ChannelError, Kind, RefusalCode, ToAgent, ToRelay, VERSION};
+use crate::identity::PublicKey;
+use crate::machine::Transport;
+use crate::stack::{FlowId, Owner};
+use crate::timers::TimerQueue;
+use crate::wg::PeerId;
+
+/// All control channels, greeted or not.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    channels: BTreeMap<FlowId, Conversation>,
+    greeted: BTreeMap<PeerId, FlowId>,
+    /// Which process of the agent was greeted last, for as long as its peer is known: the flows are that one's.
+    instances: BTreeMap<PeerId, u64>,
+    deadlines: TimerQueue<FlowId>,
+}
+
+/// One channel.
+#[derive(Debug)]
+struct Conversation {
+    peer: PeerId,
+    channel: Channel,
+    session: Option<Session>,
+}
+
+/// What begins with an accepted hello.
+#[derive(Debug)]
+struct Session {
+    key: PublicKey,
+    leases: BTreeSet<LeaseId>,
+    next_service_port: u16,
+}
+
+/// How long leases live without a ping.
+const LEASE_TTL: Duration = Duration::from_secs(30);
+/// How long a channel may exist before its hello.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// Channels that one peer may have open: the one in use, and its successor after the path broke.
+const CHANNELS_PER_PEER: usize = 4;
+/// Inner ports of services start here; the control channel is below.
+const FIRST_SERVICE_PORT: u16 = 1024;
+/// An agent's own name for a service is shown in logs and kept with ports.
+const MAX_SERVICE_ID: usize = 128;
+
+impl Sessions {
+    pub(super) fn new() -> Self {
+        Self {
+            channels: BTreeMap::new(),
+            greeted: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            deadlines: TimerQueue::new(),
+        }
+    }
+
+    /// How many agents are served.
+    pub(super) fn len(&self) -> usize {
+        self.greeted.len()
+    }
+
+    pub(super) fn has(&self, peer: PeerId) -> bool {
+        self.greeted.contains_key(&peer)
+    }
+
+    pub(super) fn peers(&self) -> Vec<PeerId> {
+        self.greeted.keys().copied().collect()
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.deadlines.next()
+    }
+
+    fn session_mut(&mut self, peer: PeerId) -> Option<&mut Session> {
+        let flow = self.greeted.get(&peer)?;
+        self.channels.get_mut(flow)?.session.as_mut()
+    }
+}
+
+impl Relay {
+    /// A peer has opened a connection to the control port.
+    pub(super) fn channel_opened(&mut self, now: Instant, flow: FlowId) {
+        let Some(view) = self
+            .node
+            .stack
+            .view(flow)
+            .filter(|view| view.inbound && view.established)
+        else {
+            return;
+        };
+        let open = self
+            .sessions
+            .channels
+            .values()
+            .filter(|conversation| conversation.peer == view.peer)
+            .count();
+        if open >= CHANNELS_PER_PEER {
+            self.node.resources.counters.refused_flows_peer += 1;
+            self.node.stack.release(flow, true, &mut self.node.resources);
+            return;
+        }
+        self.node.stack.set_owner(flow, Owner::Channel);
+        let conversation = Conversation {
+            peer: view.peer,
+            channel: Channel::new(flow),
+            session: None,
+        };
+        self.sessions.channels.insert(flow, conversation);
+        self.sessions.deadlines.set(flow, now + HELLO_DEADLINE);
+        self.channel_touched(now, flow);
+    }
+
+    /// Something happened to a control channel.
+    pub(super) fn channel_touched(&mut self, now: Instant, flow: FlowId) {
+        loop {
+            let Some(conversation) = self.sessions.channels.get_mut(&flow) else {
+                return;
+            };
+            conversation.channel.flush(&mut self.node.stack);
+            match conversation.channel.receive::<ToRelay>(&mut self.node.stack) {
+                Ok(Some(message)) => self.message(now, flow, message),
+                Ok(None) => break,
+                Err(error) => {
+                    self.node.resources.counters.drop_control_frame += 1;
+                    self.say_error(flow, error);
+                    self.end_channel(flow, false, "it sent what is no message");
+                    return;
+                }
+            }
+        }
+        match self.node.stack.view(flow) {
+            Some(view) if view.broken => self.end_channel(flow, true, "its connection broke"),
+            Some(view) if view.remote_fin => self.end_channel(flow, false, "it closed the channel"),
+            _ => {}
+        }
+    }
+
+    pub(super) fn sessions_timeout(&mut self, now: Instant) {
+        while let Some(flow) = self.sessions.deadlines.pop_due(now) {
+            self.end_channel(flow, true, "it has been silent for too long");
+        }
+    }
+
+    /// Tells every agent that this relay ends.
+    pub(super) fn say_goodbye(&mut self) {
+        let flows: Vec<_> = self.sessions.channels.keys().copied().collect();
+        for flow in flows {
+            self.send(
+                flow,
+                &ToAgent::Goaway {
+                    reason: "the relay is shutting down".into(),
+                    code: None,
+                },
+            );
+            self.end_channel(flow, false, "the relay is shutting down");
+        }
+    }
+
+    /// Ends the session of a peer that is refused from now on.
+    pub(super) fn end_session_of(&mut self, peer: PeerId, refusal: &Refusal, reason: &'static str) {
+        let Some(&flow) = self.sessions.greeted.get(&peer) else {
+            return;
+        };
+        self.send(
+            flow,
+            &ToAgent::Goaway {
+                reason: refusal.message.clone(),
+                code: Some(refusal.code.clone()),
+            },
+        );
+        self.end_channel(flow, false, reason);
+    }
+
+    /// A peer is no longer known at all.
+    pub(super) fn forget_peer(&mut self, peer: PeerId) {
+        let of_peer = self
+            .sessions
+            .channels
+            .iter()
+            .filter(|(_, conversation)| conversation.peer == peer);
+        let flows: Vec<_> = of_peer.map(|(&flow, _)| flow).collect();
+        for flow in flows {
+            self.end_channel(flow, true, "its tunnel was given up");
+        }
+        self.sessions.instances.remove(&peer);
+    }
+
+    /// The port of a lease is open: the agent is told.
+    pub(super) fn announce(&mut self, id: LeaseId) {
+        let Some(lease) = self.leases.get_mut(id) else {
+            return;
+        };
+        lease.active = true;
+        let granted = ToAgent::Granted {
+            id: lease.service.clone(),
+            lease: id.number(),
+            public: lease.public.clone(),
+            service_port: lease.service_port,
+        };
+        let event = RelayEvent::Leased {
+            key: lease.key,
+            service: lease.service.clone(),
+            kind: lease.kind,
+            public: lease.public.clone(),
+        };
+        let flow = self.sessions.greeted.get(&lease.peer).copied();
+        self.node.resources.counters.leases_granted += 1;
+        self.node.event(event);
+        if let Some(flow) = flow {
+            self.send(flow, &granted);
+        }
+    }
+
+    /// The port of a lease could not be opened: the agent gets another one, or a refusal if it asked for this one.
+    pub(super) fn port_failed(&mut self, id: LeaseId, error: io::ErrorKind) {
+        let Some(lease) = self.leases.get_mut(id) else {
+            return;
+        };
+        lease.listener = None;
+        let (peer, service, kind) = (lease.peer, lease.service.clone(), lease.kind);
+        let Place::Port(transport, port) = lease.place else {
+            return;
+        };
+        self.leases.port_is_busy(transport, port);
+        self.drop_lease(id);
+        let Some(&flow) = self.sessions.greeted.get(&peer) else {
+            return;
+        };
+        let Some(session) = self.sessions.session_mut(peer) else {
+            return;
+        };
+        session.leases.remove(&id);
+        let key = session.key;
+        // Another port is as good, unless this one was asked for: then the refusal says what the system said.
+        if let Err(refusal) = self.register(flow, &service, kind, None, None) {
+            let message = format!(
+                "{transport} port {port} cannot be opened on the relay ({error}); {}",
+                refusal.message
+            );
+            self.refuse(flow, key, &service, &Refusal::new(RefusalCode::PortBusy, message));
+        }
+    }
+
+    fn message(&mut self, now: Instant, flow: FlowId, message: ToRelay) {
+        let greeted = self
+            .sessions
+            .channels
+            .get(&flow)
+            .is_some_and(|conversation| conversation.session.is_some());
+        if greeted {
+            self.sessions.deadlines.set(flow, now + LEASE_TTL);
+        }
+        match message {
+            ToRelay::Hello {
+                version,
+                agent,
+                instance,
+                ..
+            } => self.hello(now, flow, version, agent, instance),
+            ToRelay::Goaway { .. } => self.end_channel(flow, false, "it said goodbye"),
+            ToRelay::Unknown => {
+                let message = "this relay does not know that message".to_owned();
+                self.send(
+                    flow,
+                    &ToAgent::Error {
+                        code: RefusalCode::Unsupported,
+                        message,
+                    },
+                );
+            }
+            _ if !greeted => {
+                self.node.resources.counters.drop_control_frame += 1;
+                self.end_channel(flow, true, "it did not say hello first");
+            }
+            ToRelay::Register { id, kind, name, port } => {
+                if let Err(refusal) = self.register(flow, &id, kind, name.as_deref(), port)
+                    && let Some(key) = self.key_of(flow)
+                {
+                    self.refuse(flow, key, &id, &refusal);
+                }
+            }
+            ToRelay::Unregister { lease } => {
+                let found = self
+                    .leases
+                    .iter()
+                    .find(|(id, _)| id.number() == lease)
+                    .map(|(id, _)| id);
+                if let Some(id) = found
+                    && let Some(conversation) = self.sessions.channels.get_mut(&flow)
+                    && let Some(session) = &mut conversation.session
+                    && session.leases.remove(&id)
+                {
+                    self.drop_lease(id);
+                }
+            }
+            ToRelay::Ping { n } => self.send(flow, &ToAgent::Pong { n }),
+        }
+    }
+
+    fn hello(&mut self, now: Instant, flow: FlowId, version: u32, agent: String, instance: u64) {
+        let Some(conversation) = self.sessions.channels.get(&flow) else {
+            return;
+        };
+        let peer = conversation.peer;
+        let Some(key) = self.node.wg.key(peer) else {
+            return;
+        };
+        let remote = self.node.wg.path(peer).map(|path| path.remote);
+        let refusal = if version == VERSION {
+            self.config.access.admits(&key).err()
+        } else {
+            let message =
+                format!("this relay speaks version {VERSION}, the agent version {version}: update the older one");
+            Some(Refusal::new(RefusalCode::Version, message))
+        };
+        if let Some(refusal) = refusal {
+            if refusal.code == RefusalCode::NotGranted {
+                self.node.event(RelayEvent::NotGranted { key, remote });
+            }
+            self.send(
+                flow,
+                &ToAgent::Goaway {
+                    reason: refusal.message,
+                    code: Some(refusal.code),
+                },
+            );
+            self.end_channel(flow, false, "it was refused");
+            return;
+        }
+        if let Some(old) = self.sessions.greeted.get(&peer).copied().filter(|&old| old != flow) {
+            self.end_channel(old, true, "it came back on a new channel");
+        }
+        if self.sessions.instances.insert(peer, instance) != Some(instance) {
+            // Another process: it knows nothing of the flows of the one before.
+            self.node
+                .stack
+                .break_flows_but(peer, Some(flow), &mut self.node.resources);
+        }
+        let Some(conversation) = self.sessions.channels.get_mut(&flow) else {
+            return;
+        };
+        if conversation.session.is_none() {
+            conversation.session = Some(Session {
+                key,
+                leases: BTreeSet::new(),
+                next_service_port: FIRST_SERVICE_PORT,
+            });
+        }
+        self.sessions.greeted.insert(peer, flow);
+        self.sessions.deadlines.set(flow, now + LEASE_TTL);
+        self.node.wg.set_pinned(peer, true);
+        self.send(
+            flow,
+            &ToAgent::Welcome {
+                version: VERSION,
+                relay: concat!("portal/", env!("CARGO_PKG_VERSION")).into(),
+                domain: self.config.domain.clone(),
+                caps: Vec::new(),
+                ttl_s: LEASE_TTL.as_secs() as u32,
+                instance: self.instance,
+            },
+        );
+        if let Some(remote) = remote {
+            self.node.event(RelayEvent::AgentUp { key, agent, remote });
+            self.note_address(peer);
+        }
+    }
+
+    fn register(
+        &mut self,
+        flow: FlowId,
+        service: &str,
+        kind: Kind,
+        name: Option<&str>,
+        port: Option<u16>,
+    ) -> Result<(), Refusal> {
+        let Some(conversation) = self.sessions.channels.get(&flow) else {
+            return Ok(());
+        };
+        let (peer, Some(session)) = (conversation.peer, &conversation.session) else {
+            return Ok(());
+        };
+        let (key, service_port) = (session.key, session.next_service_port);
+        if session.leases.len() >= self.config.leases_per_key {
+            let message = format!(
+                "this agent has {} services already, as many as it may",
+                session.leases.len()
+            );
+            return Err(Refusal::new(RefusalCode::LimitReached, message));
+        }
+        if service.len() > MAX_SERVICE_ID {
+            return Err(Refusal::new(
+                RefusalCode::NameInvalid,
+                "a service's own name may have 128 bytes",
+            ));
+        }
+        self.config.access.allows(&key, kind, name, port)?;
+        let (place, binding) = match kind {
+            Kind::Http | Kind::Tls => {
+                self.shared_port(kind)?;
+                self.leases.pick_name(kind, &key, service, name)?
+            }
+            Kind::Tcp | Kind::Udp => {
+                let transport = if kind == Kind::Tcp {
+                    Transport::Tcp
+                } else {
+                    Transport::Udp
+                };
+                let range = self.config.ports.clone().ok_or_else(|| {
+                    Refusal::new(
+                        RefusalCode::KindUnavailable,
+                        format!(
+                            "this relay gives out no ports, so it has none for the kind {kind}: start it with --ports"
+                        ),
+                    )
+                })?;
+                self.leases.pick_port(transport, &key, service, port, &range)?
+            }
+        };
+        let public = self.public_address(kind, &place)?;
+        let lease = Lease {
+            peer,
+            key,
+            service: service.to_owned(),
+            kind,
+            place: place.clone(),
+            service_port,
+            public,
+            listener: None,
+            active: false,
+        };
+        let id = self.leases.insert(lease)?;
+        if let Some(session) = self.sessions.session_mut(peer) {
+            session.leases.insert(id);
+            session.next_service_port = service_port.checked_add(1).unwrap_or(FIRST_SERVICE_PORT);
+        }
+        if let Some(binding) = binding {
+            self.node.event(RelayEvent::Bound(binding));
+        }
+        match place {
+            Place::Name(..) => self.announce(id),
+            Place::Port(transport, port) => {
+                let addr = SocketAddr::new(self.config.ports_ip, port);
+                let listener = self.listen(Role::Port(id), addr, transport);
+                if let Some(lease) = self.leases.get_mut(id) {
+                    lease.listener = listener;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn shared_port(&self, kind: Kind) -> Result<u16, Refusal> {
+        let (addr, flag) = match kind {
+            Kind::Tls => (self.config.https, "--https"),
+            _ => (self.config.http, "--http"),
+        };
+        addr.map(|addr| addr.port()).ok_or_else(|| {
+            Refusal::new(
+                RefusalCode::KindUnavailable,
+                format!("this relay does not take {kind} visitors: start it with {flag}"),
+            )
+        })
+    }
+
+    fn public_address(&self, kind: Kind, place: &Place) -> Result<String, Refusal> {
+        let domain = &self.config.domain;
+        Ok(match place {
+            Place::Port(transport, port) => format!("{transport}://{domain}:{port}"),
+            Place::Name(_, name) => {
+                let (scheme, usual) = if kind == Kind::Tls {
+                    ("https", 443)
+                } else {
+                    ("http", 80)
+                };
+                match self.shared_port(kind)? {
+                    port if port == usual => format!("{scheme}://{name}.{domain}/"),
+                    port => format!("{scheme}://{name}.{domain}:{port}/"),
+                }
+            }
+        })
+    }
+
+    fn refuse(&mut self, flow: FlowId, key: PublicKey, service: &str, refusal: &Refusal) {
+        self.node.resources.counters.leases_refused += 1;
+        let (code, message) = (refusal.code.clone(), refusal.message.clone());
+        self.node.event(RelayEvent::Refused {
+            key,
+            service: service.to_owned(),
+            code: code.clone(),
+            message: message.clone(),
+        });
+        self.send(
+            flow,
+            &ToAgent::Refused {
+                id: service.to_owned(),
+                code,
+                message,
+            },
+        );
+    }
+
+    /// Ends a channel, and with it the session and its leases if it had one.
+    fn end_channel(&mut self, flow: FlowId, reset: bool, reason: &'static str) {
+        let Some(mut conversation) = self.sessions.channels.remove(&flow) else {
+            return;
+        };
+        conversation.channel.flush(&mut self.node.stack);
+        self.sessions.deadlines.clear(flow);
+        self.node.stack.release(flow, reset, &mut self.node.resources);
+        let Some(session) = conversation.session else {
+            return;
+        };
+        for lease in session.leases {
+            self.drop_lease(lease);
+        }
+        if self.sessions.greeted.get(&conversation.peer) == Some(&flow) {
+            self.sessions.greeted.remove(&conversation.peer);
+            self.node.wg.set_pinned(conversation.peer, false);
+        }
+        self.node.event(RelayEvent::AgentDown {
+            key: session.key,
+            reason,
+        });
+    }
+
+    fn drop_lease(&mut self, id: LeaseId) {
+        if let Some(lease) = self.leases.remove(id)
+            && let Some(listener) = lease.listener
+        {
+            self.associations.forget(listener);
+            self.unlisten(listener);
+        }
+    }
+
+    fn send(&mut self, flow: FlowId, message: &ToAgent) {
+        let Some(conversation) = self.sessions.channels.get_mut(&flow) else {
+            return;
+        };
+        if conversation.channel.send(&mut self.node.stack, message).is_err() {
+            self.end_channel(flow, true, "it does not read its control channel");
+        }
+    }
+
+    fn say_error(&mut self, flow: FlowId, error: ChannelError) {
+        self.send(
+            flow,
+            &ToAgent::Error {
+                code: RefusalCode::Unsupported,
+                message: error.to_string(),
+            },
+        );
+    }
+
+    fn key_of(&self, flow: FlowId) -> Option<PublicKey> {
+        self.sessions
+            .channels
+            .get(&flow)?
+            .session
+            .as_ref()
+            .map(|session| session.key)
+    }
+}

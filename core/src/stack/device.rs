@@ -1,0 +1,101 @@
+//! The device smoltcp talks to: one packet in, one packet out.
+
+use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::time::Instant;
+
+/// Room for one outgoing packet, with zeros behind it so that it can be padded in place.
+#[derive(Debug)]
+pub(super) struct PacketSlot {
+    buffer: Box<[u8]>,
+    len: usize,
+}
+
+impl PacketSlot {
+    pub(super) fn new(mtu: usize) -> Self {
+        Self {
+            buffer: vec![0; mtu.next_multiple_of(16)].into_boxed_slice(),
+            len: 0,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// The packet, zeros behind it up to `padded` bytes in all.
+    pub(super) fn padded(&self, padded: usize) -> &[u8] {
+        &self.buffer[..padded.min(self.buffer.len())]
+    }
+}
+
+/// One call's worth of device: the packet to take in, and the slot to write one into.
+pub(super) struct Port<'a> {
+    pub(super) mtu: usize,
+    pub(super) incoming: Option<&'a [u8]>,
+    pub(super) outgoing: &'a mut PacketSlot,
+}
+
+/// What smoltcp is told about the tunnel. Received packets passed the AEAD, so their checksums are not looked at; sent
+/// ones may be for a kernel, which does look.
+pub(super) fn capabilities(mtu: usize) -> DeviceCapabilities {
+    let mut capabilities = DeviceCapabilities::default();
+    capabilities.medium = Medium::Ip;
+    capabilities.max_transmission_unit = mtu;
+    capabilities.checksum = ChecksumCapabilities::ignored();
+    capabilities.checksum.tcp = Checksum::Tx;
+    capabilities.checksum.udp = Checksum::Tx;
+    capabilities
+}
+
+impl Device for Port<'_> {
+    type RxToken<'a>
+        = Incoming<'a>
+    where
+        Self: 'a;
+    type TxToken<'a>
+        = Outgoing<'a>
+    where
+        Self: 'a;
+
+    fn receive(&mut self, _: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
+        let packet = self.incoming.take()?;
+        Some((Incoming(packet), Outgoing(self.outgoing)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Self::TxToken<'_>> {
+        self.outgoing.is_empty().then_some(Outgoing(self.outgoing))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        capabilities(self.mtu)
+    }
+}
+
+pub(super) struct Incoming<'a>(&'a [u8]);
+
+impl RxToken for Incoming<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+pub(super) struct Outgoing<'a>(&'a mut PacketSlot);
+
+impl TxToken for Outgoing<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        // Exactly `len`: a longer slice would put its slack under the TCP checksum.
+        let result = f(&mut self.0.buffer[..len]);
+        let padded = len.next_multiple_of(16).min(self.0.buffer.len());
+        self.0.buffer[len..padded].fill(0);
+        self.0.len = len;
+        result
+    }
+}

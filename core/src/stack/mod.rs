@@ -1,0 +1,737 @@
+//! TCP and UDP inside the tunnel: smoltcp with one shared `Interface` and a `SocketSet` of its own for each flow.
+//!
+//! smoltcp walks every socket of a set for each packet and each poll. Here each flow is alone in its set, and our own map
+//! from the 4-tuple, our own timers and our own schedule find it, so a packet costs the same among 10,000 idle flows as
+//! alone.
+//!
+//! Packets leave towards [`crate::wg`] one at a time: [`Stack::peek_packet`] says which is next, and
+//! [`Stack::take_packet`] that it went. Nothing in between knows more than "a packet for this peer"; a link layer can be
+//! put there.
+
+mod device;
+mod flow;
+mod ip;
+mod schedule;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::net::Ipv6Addr;
+use std::ops::Range;
+use std::time::Instant;
+
+use smoltcp::iface::{Config, Interface, PollResult, SocketSet};
+use smoltcp::socket::tcp::State;
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
+
+use self::device::{PacketSlot, Port};
+use self::flow::{Flow, endpoint};
+use self::ip::{Inner, Payload, UDP_HEADERS};
+use self::schedule::Schedule;
+use crate::byte_queue::ByteQueue;
+use crate::machine::StreamId;
+use crate::resources::Resources;
+use crate::seed::{Map, Random};
+use crate::table::{Key, Table};
+use crate::timers::TimerQueue;
+use crate::wg::{PeerId, padded};
+
+/// Names a flow. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct FlowId(Key);
+
+/// Who looks after a flow above the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// Nobody yet: a connection that was accepted.
+    Nobody,
+    /// A kernel socket's stream.
+    Stream(StreamId),
+    /// The control channel of the flow's peer.
+    Channel,
+    /// Nobody any more: the flow ends by itself.
+    Gone,
+}
+
+/// What a flow looks like from above.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FlowView {
+    pub(crate) peer: PeerId,
+    pub(crate) owner: Owner,
+    /// The port on our side.
+    pub(crate) local_port: u16,
+    /// Opened by the other end.
+    pub(crate) inbound: bool,
+    /// The handshake is through, or was.
+    pub(crate) established: bool,
+    /// There is room for bytes to send.
+    pub(crate) can_send: bool,
+    /// There are received bytes.
+    pub(crate) can_receive: bool,
+    /// The other end has sent its FIN, and every byte before it was received.
+    pub(crate) remote_fin: bool,
+    /// The connection ended without both FINs: reset, timed out, or refused.
+    pub(crate) broken: bool,
+}
+
+/// Why a flow could not be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("the table of flows is full")]
+    TooManyFlows,
+    #[error("the memory budget is used up")]
+    NoMemory,
+    #[error("no port is free")]
+    NoPort,
+}
+
+/// A UDP packet taken from the tunnel: the ports and where its contents lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TunnelDatagram {
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
+    pub(crate) contents: Range<usize>,
+}
+
+/// Bounds of a stack.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StackConfig {
+    pub(crate) mtu: usize,
+    pub(crate) max_flows: usize,
+    pub(crate) max_half_open: usize,
+}
+
+/// A connection as seen from our side; our own address is always the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct FlowKey {
+    remote: Ipv6Addr,
+    remote_port: u16,
+    local_port: u16,
+}
+
+/// Packets a flow may send before the next flow of its peer has its turn.
+const FLOW_QUANTUM: u32 = 32;
+/// Data packets after which an acknowledgement leaves at once, as RFC 9293 (3.8.6.3) asks: smoltcp's sender opens its
+/// window by the number of acknowledgements, so one for a whole batch would starve it.
+const ACKNOWLEDGE_EVERY: u32 = 2;
+/// Replies made while packets are taken in, and UDP packets, waiting to be sealed.
+const MAX_QUEUED_BYTES: usize = 512 * 1024;
+/// Our side's ports for flows that we open. A port comes round again after all the others did.
+const FIRST_EPHEMERAL: u16 = 16_384;
+/// A deadline smoltcp calls "now" although it had nothing to send is looked at again after this.
+const STALLED: std::time::Duration = std::time::Duration::from_millis(5);
+
+/// See the module docs.
+pub(crate) struct Stack {
+    address: Ipv6Addr,
+    config: StackConfig,
+    epoch: Instant,
+    interface: Interface,
+    nothing: SocketSet<'static>,
+    flows: Table<Flow>,
+    by_key: Map<FlowKey, FlowId>,
+    served: BTreeSet<u16>,
+    half_open: usize,
+    timers: TimerQueue<FlowId>,
+    schedule: Schedule,
+    touched: VecDeque<FlowId>,
+    queue: ByteQueue<PeerId>,
+    reply: PacketSlot,
+    /// The next packet of a flow, made but not yet taken.
+    next: PacketSlot,
+    next_peer: Option<PeerId>,
+    port_cursor: u16,
+}
+
+impl Stack {
+    pub(crate) fn new(now: Instant, address: Ipv6Addr, config: StackConfig, random: &mut Random) -> Self {
+        let mut reply = PacketSlot::new(config.mtu);
+        let mut port = Port {
+            mtu: config.mtu,
+            incoming: None,
+            outgoing: &mut reply,
+        };
+        let mut smoltcp = Config::new(HardwareAddress::Ip);
+        smoltcp.random_seed = random.u64();
+        let mut interface = Interface::new(smoltcp, &mut port, smoltcp::time::Instant::ZERO);
+        interface.update_ip_addrs(|addresses| {
+            // Every overlay address begins with fd: the whole overlay is on the link.
+            addresses
+                .push(IpCidr::new(IpAddress::Ipv6(address), 8))
+                .expect("a new interface has room for an address");
+        });
+        Self {
+            address,
+            config,
+            epoch: now,
+            interface,
+            nothing: SocketSet::new(Vec::new()),
+            flows: Table::new(config.max_flows),
+            by_key: Map::with_hasher(random.hasher()),
+            served: BTreeSet::new(),
+            half_open: 0,
+            timers: TimerQueue::new(),
+            schedule: Schedule::default(),
+            touched: VecDeque::new(),
+            queue: ByteQueue::new(MAX_QUEUED_BYTES),
+            next: PacketSlot::new(config.mtu),
+            next_peer: None,
+            reply,
+            port_cursor: FIRST_EPHEMERAL
+                + u16::try_from(random.below(u32::from(u16::MAX - FIRST_EPHEMERAL))).unwrap_or(0),
+        }
+    }
+
+    /// Accepts connections to a port from now on.
+    pub(crate) fn serve(&mut self, port: u16) {
+        self.served.insert(port);
+    }
+
+    /// No longer accepts connections to a port; those there are go on.
+    pub(crate) fn unserve(&mut self, port: u16) {
+        self.served.remove(&port);
+    }
+
+    pub(crate) fn flow_count(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Opens a connection to a peer.
+    pub(crate) fn connect(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        remote: Ipv6Addr,
+        port: u16,
+        owner: Owner,
+        resources: &mut Resources,
+    ) -> Result<FlowId, ConnectError> {
+        let local_port = self.free_port(remote, port).ok_or(ConnectError::NoPort)?;
+        let key = FlowKey {
+            remote,
+            remote_port: port,
+            local_port,
+        };
+        let id = self.insert_flow(peer, key, false, resources)?;
+        let smoltcp_now = self.to_smoltcp(now);
+        let flow = self.flows.get_mut(id.0).ok_or(ConnectError::TooManyFlows)?;
+        flow.owner = owner;
+        // The interface's context carries the time at which the handshake's timers start.
+        self.interface.poll_maintenance(smoltcp_now);
+        let local = endpoint(self.address, local_port);
+        let connected = flow
+            .socket_mut()
+            .connect(self.interface.context(), endpoint(remote, port), local);
+        debug_assert!(connected.is_ok(), "a new socket can connect to a specified endpoint");
+        flow.observe();
+        self.enqueue(id);
+        Ok(id)
+    }
+
+    /// Takes in a packet of a peer whose source address was checked. TCP is dealt with here; a UDP packet is returned.
+    pub(crate) fn ingress(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        packet: &[u8],
+        resources: &mut Resources,
+    ) -> Option<TunnelDatagram> {
+        let Some(inner) = ip::parse(packet).filter(|inner| inner.destination == self.address) else {
+            resources.counters.drop_inner_packet += 1;
+            return None;
+        };
+        match inner.payload {
+            Payload::Udp(contents) => Some(TunnelDatagram {
+                source_port: inner.source_port,
+                destination_port: inner.destination_port,
+                contents,
+            }),
+            Payload::Tcp { opens, has_data } => {
+                self.segment(now, peer, &inner, packet, opens, has_data, resources);
+                None
+            }
+        }
+    }
+
+    /// Queues a UDP packet for a peer. False if it is too large or the queue is full.
+    pub(crate) fn send_udp(
+        &mut self,
+        peer: PeerId,
+        source_port: u16,
+        destination: (Ipv6Addr, u16),
+        payload: &[u8],
+        resources: &mut Resources,
+    ) -> bool {
+        let len = UDP_HEADERS + payload.len();
+        if len > self.config.mtu {
+            resources.counters.drop_udp_oversize += 1;
+            return false;
+        }
+        let source = (self.address, source_port);
+        let padded_len = padded(len, self.config.mtu);
+        let queued = self.queue.push_with(peer, padded_len, |room| {
+            ip::write_udp(&mut room[..len], source, destination, payload);
+        });
+        if !queued {
+            resources.counters.drop_udp_queue += 1;
+        }
+        queued
+    }
+
+    /// What a flow looks like now.
+    pub(crate) fn view(&self, id: FlowId) -> Option<FlowView> {
+        let flow = self.flows.get(id.0)?;
+        let socket = flow.socket();
+        let closed = socket.state() == State::Closed;
+        Some(FlowView {
+            peer: flow.peer,
+            owner: flow.owner,
+            local_port: flow.key.local_port,
+            inbound: flow.inbound,
+            established: flow.seen.established,
+            can_send: socket.can_send(),
+            can_receive: socket.can_recv(),
+            remote_fin: flow.seen.remote_fin,
+            broken: flow.seen.aborted || closed && !(flow.seen.remote_fin && flow.seen.local_fin),
+        })
+    }
+
+    pub(crate) fn set_owner(&mut self, id: FlowId, owner: Owner) {
+        if let Some(flow) = self.flows.get_mut(id.0) {
+            flow.owner = owner;
+        }
+    }
+
+    /// Lets `read` write into the flow's send buffer; returns how much it wrote, `None` if there is no room.
+    pub(crate) fn fill(&mut self, id: FlowId, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
+        let socket = self.flows.get_mut(id.0)?.socket_mut();
+        if !socket.can_send() {
+            return None;
+        }
+        let written = socket
+            .send(|room| {
+                let written = read(room).min(room.len());
+                (written, written)
+            })
+            .ok()?;
+        if written > 0 {
+            self.enqueue(id);
+        }
+        Some(written)
+    }
+
+    /// Queues as much of `bytes` as fits.
+    pub(crate) fn send(&mut self, id: FlowId, bytes: &[u8]) -> usize {
+        let Some(flow) = self.flows.get_mut(id.0) else {
+            return 0;
+        };
+        let sent = flow.socket_mut().send_slice(bytes).unwrap_or(0);
+        if sent > 0 {
+            self.enqueue(id);
+        }
+        sent
+    }
+
+    /// Lets `write` look at received bytes and say how many it used up; returns that, `None` if there are none.
+    pub(crate) fn drain(&mut self, id: FlowId, write: &mut dyn FnMut(&[u8]) -> usize) -> Option<usize> {
+        let socket = self.flows.get_mut(id.0)?.socket_mut();
+        if !socket.can_recv() {
+            return None;
+        }
+        let used = socket
+            .recv(|bytes| {
+                let used = write(bytes).min(bytes.len());
+                (used, used)
+            })
+            .ok()?;
+        if used > 0 {
+            // The window may have opened.
+            self.enqueue(id);
+        }
+        Some(used)
+    }
+
+    /// Sends a FIN behind what was queued; receiving goes on.
+    pub(crate) fn close(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(id.0) {
+            flow.seen.local_fin = true;
+            flow.socket_mut().close();
+            self.enqueue(id);
+        }
+    }
+
+    /// Ends a flow whose owner has gone. With `reset` the other end gets a RST; without, what was queued and a FIN.
+    pub(crate) fn release(&mut self, id: FlowId, reset: bool, resources: &mut Resources) {
+        let Some(flow) = self.flows.get_mut(id.0) else {
+            return;
+        };
+        flow.orphan();
+        if reset {
+            flow.seen.aborted = true;
+            flow.socket_mut().abort();
+        } else if !flow.seen.local_fin {
+            flow.seen.local_fin = true;
+            flow.socket_mut().close();
+        }
+        self.enqueue(id);
+        self.settle(id, resources);
+    }
+
+    /// Drops every flow of a peer that has forgotten them. Their owners find out by [`Stack::pop_touched`].
+    pub(crate) fn break_flows(&mut self, peer: PeerId, resources: &mut Resources) {
+        self.break_flows_but(peer, None, resources);
+    }
+
+    /// The same, but for one flow.
+    pub(crate) fn break_flows_but(&mut self, peer: PeerId, keep: Option<FlowId>, resources: &mut Resources) {
+        let of_peer = self
+            .flows
+            .iter()
+            .filter(|(_, flow)| flow.peer == peer)
+            .map(|(key, _)| FlowId(key));
+        let doomed: Vec<_> = of_peer.filter(|&id| Some(id) != keep).collect();
+        for id in doomed {
+            let Some(flow) = self.flows.get_mut(id.0) else {
+                continue;
+            };
+            flow.seen.aborted = true;
+            flow.socket_mut().abort();
+            if matches!(flow.owner, Owner::Gone | Owner::Nobody) {
+                self.remove(id, resources);
+            } else {
+                self.touch(id);
+                self.enqueue(id);
+            }
+        }
+    }
+
+    /// The next flow in whose life something happened since it was last returned.
+    pub(crate) fn pop_touched(&mut self) -> Option<FlowId> {
+        while let Some(id) = self.touched.pop_front() {
+            if let Some(flow) = self.flows.get_mut(id.0) {
+                flow.touched = false;
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// Makes the next packet, if there is one for a peer that is `ready`, and says for whom and how long it is. Peers that
+    /// are not ready are named to `call` and skipped until [`Stack::resume`]; UDP packets for them are dropped.
+    pub(crate) fn peek_packet(
+        &mut self,
+        now: Instant,
+        ready: impl Fn(PeerId) -> bool,
+        mut call: impl FnMut(PeerId),
+        resources: &mut Resources,
+    ) -> Option<(PeerId, usize)> {
+        while let Some((peer, packet)) = self.queue.front() {
+            if ready(peer) {
+                return Some((peer, packet.len()));
+            }
+            call(peer);
+            resources.counters.drop_udp_queue += 1;
+            self.queue.pop();
+        }
+        loop {
+            if let Some(peer) = self.next_peer {
+                if ready(peer) {
+                    return Some((peer, padded(self.next.len(), self.config.mtu)));
+                }
+                // The session went while the packet waited. TCP will send it again.
+                self.next.clear();
+                self.next_peer = None;
+            }
+            let (peer, id) = self.schedule.front()?;
+            if !ready(peer) {
+                self.schedule.pause_peer();
+                call(peer);
+                continue;
+            }
+            if self.egress(now, id, resources) {
+                self.next_peer = Some(peer);
+            }
+        }
+    }
+
+    /// The packet that [`Stack::peek_packet`] spoke of.
+    pub(crate) fn packet(&self) -> &[u8] {
+        match self.queue.front() {
+            Some((_, packet)) => packet,
+            None => self.next.padded(padded(self.next.len(), self.config.mtu)),
+        }
+    }
+
+    /// That packet has gone.
+    pub(crate) fn take_packet(&mut self) {
+        if self.queue.front().is_some() {
+            self.queue.pop();
+        } else {
+            self.next.clear();
+            self.next_peer = None;
+        }
+    }
+
+    /// A train for the front peer is full: the next peer goes on.
+    pub(crate) fn rotate_peer(&mut self) {
+        self.schedule.rotate_peer();
+    }
+
+    /// A peer can be sent to again.
+    pub(crate) fn resume(&mut self, peer: PeerId) {
+        self.schedule.resume(peer);
+    }
+
+    /// Whether no packet waits that could be sent.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.queue.front().is_none() && self.next_peer.is_none() && self.schedule.is_idle()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        while let Some(id) = self.timers.pop_due(now) {
+            self.enqueue(id);
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parsed packet taken apart, and what it acts on"
+    )]
+    fn segment(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        inner: &Inner,
+        packet: &[u8],
+        opens: bool,
+        has_data: bool,
+        resources: &mut Resources,
+    ) {
+        let key = FlowKey {
+            remote: inner.source,
+            remote_port: inner.source_port,
+            local_port: inner.destination_port,
+        };
+        let known = self.by_key.get(&key).copied();
+        let id = match known {
+            None if opens && self.served.contains(&key.local_port) => {
+                match self.accept(peer, key, resources) {
+                    Some(id) => Some(id),
+                    // Full: no answer, so that the other end tries again.
+                    None => return,
+                }
+            }
+            known => known,
+        };
+        let smoltcp_now = self.to_smoltcp(now);
+        let mut port = Port {
+            mtu: self.config.mtu,
+            incoming: Some(packet),
+            outgoing: &mut self.reply,
+        };
+        match id.and_then(|id| self.flows.get_mut(id.0)) {
+            // Nobody there: smoltcp answers an empty set's packet with a RST.
+            None => {
+                self.interface
+                    .poll_ingress_single(smoltcp_now, &mut port, &mut self.nothing);
+            }
+            // Both FINs are through and only unread bytes are left, which smoltcp would clear when TIME-WAIT ends.
+            Some(flow) if flow.seen.state == Some(State::TimeWait) => return,
+            Some(flow) => {
+                self.interface
+                    .poll_ingress_single(smoltcp_now, &mut port, &mut flow.set);
+                let was_half_open = flow.is_half_open();
+                flow.observe();
+                if was_half_open && !flow.is_half_open() {
+                    self.half_open -= 1;
+                }
+                if has_data {
+                    flow.unacknowledged += 1;
+                    if flow.unacknowledged >= ACKNOWLEDGE_EVERY && self.reply.is_empty() {
+                        flow.unacknowledged = 0;
+                        let mut port = Port {
+                            mtu: self.config.mtu,
+                            incoming: None,
+                            outgoing: &mut self.reply,
+                        };
+                        self.interface.poll_egress(smoltcp_now, &mut port, &mut flow.set);
+                    }
+                }
+            }
+        }
+        if !self.reply.is_empty() {
+            let padded_len = padded(self.reply.len(), self.config.mtu);
+            // A full queue loses a reply, as a network does.
+            self.queue.push(peer, self.reply.padded(padded_len));
+            self.reply.clear();
+        }
+        if let Some(id) = id {
+            self.touch(id);
+            self.enqueue(id);
+        }
+    }
+
+    /// Makes a flow for a connection that a peer opens.
+    fn accept(&mut self, peer: PeerId, key: FlowKey, resources: &mut Resources) -> Option<FlowId> {
+        if self.half_open >= self.config.max_half_open {
+            resources.counters.refused_half_open += 1;
+            return None;
+        }
+        let id = self.insert_flow(peer, key, true, resources).ok()?;
+        let flow = self.flows.get_mut(id.0)?;
+        let listening = flow.socket_mut().listen(endpoint(self.address, key.local_port));
+        debug_assert!(listening.is_ok(), "a new socket can listen on a port that is not 0");
+        self.half_open += 1;
+        Some(id)
+    }
+
+    fn insert_flow(
+        &mut self,
+        peer: PeerId,
+        key: FlowKey,
+        inbound: bool,
+        resources: &mut Resources,
+    ) -> Result<FlowId, ConnectError> {
+        if self.flows.is_full() {
+            resources.counters.refused_flows_full += 1;
+            return Err(ConnectError::TooManyFlows);
+        }
+        let Some(class) = resources.budget.charge_flow() else {
+            resources.counters.refused_memory += 1;
+            return Err(ConnectError::NoMemory);
+        };
+        let inserted = self.flows.insert_with(|_| Flow::new(peer, key, class, inbound));
+        let id = FlowId(inserted.ok_or(ConnectError::TooManyFlows)?);
+        self.by_key.insert(key, id);
+        resources.counters.flows_opened += 1;
+        Ok(id)
+    }
+
+    /// Lets a flow make one packet into the slot. Returns whether it did; if not, the flow leaves the schedule.
+    fn egress(&mut self, now: Instant, id: FlowId, resources: &mut Resources) -> bool {
+        let smoltcp_now = self.to_smoltcp(now);
+        let Some(flow) = self.flows.get_mut(id.0) else {
+            self.schedule.finish_flow();
+            return false;
+        };
+        if flow.sent_in_turn >= FLOW_QUANTUM {
+            flow.sent_in_turn = 0;
+            self.schedule.rotate_flow();
+            return false;
+        }
+        let mut port = Port {
+            mtu: self.config.mtu,
+            incoming: None,
+            outgoing: &mut self.next,
+        };
+        let polled = self.interface.poll_egress(smoltcp_now, &mut port, &mut flow.set);
+        let changed = flow.observe();
+        if polled != PollResult::None && !self.next.is_empty() {
+            flow.unacknowledged = 0;
+            flow.sent_in_turn += 1;
+            if changed {
+                self.touch(id);
+            }
+            return true;
+        }
+        flow.queued = false;
+        flow.sent_in_turn = 0;
+        self.schedule.finish_flow();
+        if changed {
+            self.touch(id);
+        }
+        self.arm(now, id);
+        self.settle(id, resources);
+        false
+    }
+
+    /// Sets a flow's timer to what smoltcp waits for.
+    fn arm(&mut self, now: Instant, id: FlowId) {
+        let smoltcp_now = self.to_smoltcp(now);
+        let Some(flow) = self.flows.get_mut(id.0) else {
+            return;
+        };
+        // What is left of a connection in TIME-WAIT is unread bytes: see `segment`.
+        let due = match flow.seen.state {
+            Some(State::TimeWait) => None,
+            _ => self.interface.poll_at(smoltcp_now, &flow.set),
+        };
+        match due {
+            Some(due) => {
+                let due = self.from_smoltcp(due).max(now + STALLED);
+                self.timers.set_no_later(id, due);
+            }
+            None => self.timers.clear(id),
+        }
+    }
+
+    /// Removes a flow that has ended, once nobody owns it.
+    fn settle(&mut self, id: FlowId, resources: &mut Resources) {
+        let Some(flow) = self.flows.get(id.0) else {
+            return;
+        };
+        let abandoned = match flow.owner {
+            Owner::Gone => true,
+            Owner::Nobody => flow.seen.aborted || !flow.seen.established,
+            Owner::Stream(_) | Owner::Channel => false,
+        };
+        if abandoned && flow.is_over() && !flow.queued {
+            self.remove(id, resources);
+        }
+    }
+
+    fn remove(&mut self, id: FlowId, resources: &mut Resources) {
+        let Some(flow) = self.flows.remove(id.0) else {
+            return;
+        };
+        if flow.is_half_open() {
+            self.half_open -= 1;
+        }
+        self.by_key.remove(&flow.key);
+        self.timers.clear(id);
+        resources.budget.release(flow.class.charge());
+        resources.counters.flows_closed += 1;
+    }
+
+    fn touch(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(id.0)
+            && !flow.touched
+        {
+            flow.touched = true;
+            self.touched.push_back(id);
+        }
+    }
+
+    fn enqueue(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(id.0)
+            && !flow.queued
+        {
+            flow.queued = true;
+            self.schedule.push(flow.peer, id);
+        }
+    }
+
+    fn free_port(&mut self, remote: Ipv6Addr, remote_port: u16) -> Option<u16> {
+        (FIRST_EPHEMERAL..=u16::MAX).find_map(|_| {
+            let port = self.port_cursor;
+            self.port_cursor = port.checked_add(1).unwrap_or(FIRST_EPHEMERAL);
+            (!self.by_key.contains_key(&FlowKey {
+                remote,
+                remote_port,
+                local_port: port,
+            }))
+            .then_some(port)
+        })
+    }
+
+    fn to_smoltcp(&self, now: Instant) -> smoltcp::time::Instant {
+        let elapsed = now.saturating_duration_since(self.epoch).as_micros();
+        smoltcp::time::Instant::from_micros(i64::try_from(elapsed).unwrap_or(i64::MAX))
+    }
+
+    fn from_smoltcp(&self, at: smoltcp::time::Instant) -> Instant {
+        self.epoch + std::time::Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0))
+    }
+}

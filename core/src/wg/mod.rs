@@ -1,0 +1,528 @@
+//! WireGuard: boringtun behind an injected clock, its peers, and who may become one.
+//!
+//! Everything that comes in passes [`Wg::open`], everything that goes out [`Wg::seal`]. Peers are found by receiver index
+//! (24 random bits, so that they do not tell how many there are), by public key and by overlay address.
+//!
+//! # What boringtun 0.7 leaves to us
+//!
+//! - Its timestamps are as old as the last `update_timers`: it is called before every use if 250 ms have passed, and by
+//!   our own timers otherwise. A peer without a session has no timer.
+//! - Its buffers must be large enough or it panics: the one place that calls it checks them.
+//! - Cookie replies look like handshake responses in its results: the first byte tells, and only an accepted initiation,
+//!   response or data packet moves a peer's path.
+//! - Its rate limiter counts a message twice when used in front and inside: the inner one is without limit.
+//! - It queues packets without a session in memory we do not count: nothing is handed to it before there is one.
+//!
+//! # Impure by need
+//!
+//! Ephemeral keys and cookie secrets come from the system's generator, and the TAI64N base from the system's clock; no
+//! parameter reaches them.
+
+mod admission;
+mod clock;
+
+use std::collections::VecDeque;
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Packet, Tunn, TunnResult};
+use boringtun::x25519;
+
+use self::admission::{Admission, Verdict};
+use self::clock::Clock;
+use crate::counters::Counters;
+use crate::identity::{PublicKey, SecretKey};
+use crate::machine::Path;
+use crate::seed::{Map, Random};
+use crate::table::{Key, Table};
+use crate::timers::TimerQueue;
+
+pub(crate) use self::admission::source_prefix;
+
+/// Names a peer. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct PeerId(Key);
+
+/// What a data message adds to its packet: header and tag (WireGuard paper, section 5.4.6).
+pub(crate) const DATA_OVERHEAD: usize = 32;
+/// What one peer is charged in the memory budget: boringtun's state (11 KiB) and our entries.
+pub(crate) const PEER_CHARGE: usize = 12 * 1024;
+
+/// The largest datagram looked at. Our own are at most 1,420 + 32 bytes; a peer's jumbo frames end here.
+const MAX_DATAGRAM: usize = 4096;
+/// The largest message that is not data: a handshake initiation.
+const MAX_CONTROL: usize = 148;
+/// Messages waiting to be sent that are not data.
+const MAX_OUTBOX: usize = 512;
+/// How stale boringtun's idea of the time may be.
+const TICK: Duration = Duration::from_millis(250);
+/// How often a peer with a session has its timers looked at when nothing else does it.
+const TICK_READY: Duration = Duration::from_secs(1);
+/// The same without a session, until its keys are erased.
+const TICK_DORMANT: Duration = Duration::from_secs(60);
+
+/// See the module docs.
+pub(crate) struct Wg {
+    clock: Clock,
+    secret: x25519::StaticSecret,
+    public: x25519::PublicKey,
+    admit_strangers: bool,
+    admission: Admission,
+    unlimited: Arc<RateLimiter>,
+    peers: Table<Peer>,
+    by_index: Map<u32, PeerId>,
+    by_key: Map<PublicKey, PeerId>,
+    by_overlay: Map<Ipv6Addr, PeerId>,
+    timers: TimerQueue<PeerId>,
+    outbox: VecDeque<ControlMessage>,
+    events: VecDeque<WgEvent>,
+    random: Random,
+}
+
+/// What the layers above must see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WgEvent {
+    /// A peer that had no usable session has one.
+    Up(PeerId),
+    /// A peer started a handshake, so perhaps it has forgotten what we knew of each other.
+    Called(PeerId),
+    /// A peer's path is new or has changed.
+    Moved(PeerId),
+    /// A stranger's peer was dropped to make room, or after a long silence.
+    Dropped(PeerId),
+}
+
+struct Peer {
+    tunn: Box<Tunn>,
+    index: u32,
+    key: PublicKey,
+    overlay: Ipv6Addr,
+    path: Option<Path>,
+    pinned: bool,
+    ready: bool,
+    handshaking: bool,
+    expired: bool,
+    updated: Instant,
+    heard: Instant,
+}
+
+struct ControlMessage {
+    path: Path,
+    len: usize,
+    bytes: [u8; MAX_CONTROL],
+}
+
+impl Wg {
+    /// A WireGuard end with this key. With `admit_strangers` any key that completes a handshake becomes a peer (as long
+    /// as there is room); who may do what is decided above.
+    pub(crate) fn new(
+        now: Instant,
+        secret: &SecretKey,
+        max_peers: usize,
+        admit_strangers: bool,
+        random: &mut Random,
+    ) -> Self {
+        let clock = Clock::new(now);
+        let secret = x25519::StaticSecret::from(*secret.as_bytes());
+        let public = x25519::PublicKey::from(&secret);
+        Self {
+            clock,
+            admission: Admission::new(&public, now, random),
+            unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
+            secret,
+            public,
+            admit_strangers,
+            peers: Table::new(max_peers),
+            by_index: Map::with_hasher(random.hasher()),
+            by_key: Map::with_hasher(random.hasher()),
+            by_overlay: Map::with_hasher(random.hasher()),
+            timers: TimerQueue::new(),
+            outbox: VecDeque::new(),
+            events: VecDeque::new(),
+            random: Random::new(std::array::from_fn(|_| random.u32().to_le_bytes()[0])),
+        }
+    }
+
+    /// Adds a peer, or finds the one with this key. A `path` makes it known where it can be reached. `None` if the table
+    /// is full of pinned peers.
+    pub(crate) fn add_peer(&mut self, now: Instant, key: PublicKey, path: Option<Path>) -> Option<PeerId> {
+        if let Some(&id) = self.by_key.get(&key) {
+            if let Some(peer) = self.peers.get_mut(id.0) {
+                peer.path = path.or(peer.path);
+            }
+            return Some(id);
+        }
+        if self.peers.is_full() && !self.drop_oldest_stranger() {
+            return None;
+        }
+        let now = self.clock.enter(now);
+        let index = loop {
+            let index = self.random.u32() >> 8;
+            if !self.by_index.contains_key(&index) {
+                break index;
+            }
+        };
+        let overlay = key.overlay_address();
+        let tunn = Tunn::new(
+            self.secret.clone(),
+            x25519::PublicKey::from(*key.as_bytes()),
+            None,
+            None,
+            index,
+            Some(Arc::clone(&self.unlimited)),
+        );
+        let peer = Peer {
+            tunn: Box::new(tunn),
+            index,
+            key,
+            overlay,
+            path,
+            pinned: false,
+            ready: false,
+            handshaking: false,
+            expired: false,
+            updated: now,
+            heard: now,
+        };
+        let id = PeerId(self.peers.insert_with(|_| peer)?);
+        self.by_index.insert(index, id);
+        self.by_key.insert(key, id);
+        self.by_overlay.insert(overlay, id);
+        Some(id)
+    }
+
+    /// Forgets a peer and its sessions.
+    pub(crate) fn remove_peer(&mut self, id: PeerId) {
+        if let Some(peer) = self.peers.remove(id.0) {
+            self.by_index.remove(&peer.index);
+            self.by_key.remove(&peer.key);
+            self.by_overlay.remove(&peer.overlay);
+            self.timers.clear(id);
+        }
+    }
+
+    /// A pinned peer is never dropped to make room or for its silence.
+    pub(crate) fn set_pinned(&mut self, id: PeerId, pinned: bool) {
+        if let Some(peer) = self.peers.get_mut(id.0) {
+            peer.pinned = pinned;
+        }
+    }
+
+    /// Says where a peer can be reached, before it has been heard from there.
+    pub(crate) fn set_path(&mut self, id: PeerId, path: Path) {
+        if let Some(peer) = self.peers.get_mut(id.0) {
+            peer.path = Some(path);
+        }
+    }
+
+    pub(crate) fn key(&self, id: PeerId) -> Option<PublicKey> {
+        self.peers.get(id.0).map(|peer| peer.key)
+    }
+
+    pub(crate) fn overlay(&self, id: PeerId) -> Option<Ipv6Addr> {
+        self.peers.get(id.0).map(|peer| peer.overlay)
+    }
+
+    pub(crate) fn path(&self, id: PeerId) -> Option<Path> {
+        self.peers.get(id.0)?.path
+    }
+
+    /// Whether packets can be sealed for the peer now.
+    pub(crate) fn is_ready(&self, id: PeerId) -> bool {
+        self.peers
+            .get(id.0)
+            .is_some_and(|peer| peer.ready && peer.path.is_some())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Opens one datagram. An inner packet of the peer returned, whose source address was checked, lies at the front of
+    /// `plain`, which must have [`PLAIN_BUFFER`] bytes.
+    pub(crate) fn open(
+        &mut self,
+        now: Instant,
+        path: Path,
+        datagram: &[u8],
+        plain: &mut [u8],
+        counters: &mut Counters,
+    ) -> Option<(PeerId, usize)> {
+        let now = self.clock.enter(now);
+        let fits = datagram.len() <= MAX_DATAGRAM && plain.len() >= PLAIN_BUFFER;
+        let Some(packet) = fits.then(|| Tunn::parse_incoming_packet(datagram).ok()).flatten() else {
+            counters.drop_not_wireguard += 1;
+            return None;
+        };
+        let id = match packet {
+            Packet::HandshakeInit(_) | Packet::HandshakeResponse(_) => {
+                let mut reply = [0; MAX_CONTROL];
+                match self.admission.judge(now, path.remote.ip(), datagram, &mut reply) {
+                    Verdict::Pass => {}
+                    Verdict::BadMac1 => {
+                        counters.drop_mac1 += 1;
+                        return None;
+                    }
+                    Verdict::SourceLimit => {
+                        counters.drop_source_limit += 1;
+                        return None;
+                    }
+                    Verdict::Cookie(len) => {
+                        counters.cookies_sent += 1;
+                        self.post(path, &reply[..len]);
+                        return None;
+                    }
+                }
+                match packet {
+                    Packet::HandshakeInit(ref init) => {
+                        let Ok(half) = parse_handshake_anon(&self.secret, &self.public, init) else {
+                            counters.drop_unauthentic += 1;
+                            return None;
+                        };
+                        self.admit(now, PublicKey::from_bytes(half.peer_static_public), counters)?
+                    }
+                    Packet::HandshakeResponse(ref response) => self.find(response.receiver_idx, counters)?,
+                    _ => return None,
+                }
+            }
+            Packet::PacketCookieReply(ref reply) => self.find(reply.receiver_idx, counters)?,
+            Packet::PacketData(ref data) => self.find(data.receiver_idx, counters)?,
+        };
+        self.update(now, id, false);
+        let peer = self.peers.get_mut(id.0)?;
+        let is_initiation = matches!(packet, Packet::HandshakeInit(_));
+        let is_cookie = matches!(packet, Packet::PacketCookieReply(_));
+        let mut opened = None;
+        match peer.tunn.decapsulate(Some(path.remote.ip()), datagram, plain) {
+            TunnResult::Done => {}
+            TunnResult::Err(_) => {
+                counters.drop_unauthentic += 1;
+                return None;
+            }
+            TunnResult::WriteToNetwork(message) => {
+                let mut copy = [0; MAX_CONTROL];
+                let len = message.len().min(MAX_CONTROL);
+                copy[..len].copy_from_slice(&message[..len]);
+                peer.expired = false;
+                self.post(path, &copy[..len]);
+                counters.handshakes += 1;
+                if is_initiation {
+                    self.events.push_back(WgEvent::Called(id));
+                }
+            }
+            TunnResult::WriteToTunnelV6(inner, source) if source == peer.overlay => {
+                counters.packets_opened += 1;
+                opened = Some((id, inner.len()));
+            }
+            TunnResult::WriteToTunnelV6(..) | TunnResult::WriteToTunnelV4(..) => counters.drop_inner_source += 1,
+        }
+        // A cookie reply proves nothing about where the peer is; all else that got here is authenticated.
+        if !is_cookie {
+            let peer = self.peers.get_mut(id.0)?;
+            peer.heard = now;
+            if peer.path != Some(path) {
+                peer.path = Some(path);
+                self.events.push_back(WgEvent::Moved(id));
+            }
+        }
+        self.note_state(now, id);
+        opened
+    }
+
+    /// Seals a packet into `datagram` and returns the datagram's length, or `None` if there is no session (start one with
+    /// [`Wg::call`]) or the buffer is too small. `packet` is a whole IP packet, zeros behind it up to its
+    /// [`padded`] length.
+    pub(crate) fn seal(&mut self, now: Instant, id: PeerId, packet: &[u8], datagram: &mut [u8]) -> Option<usize> {
+        let now = self.clock.enter(now);
+        self.update(now, id, false);
+        let peer = self.peers.get_mut(id.0)?;
+        if peer.ready && peer.tunn.time_since_last_handshake().is_none() {
+            self.note_state(now, id);
+            return None;
+        }
+        if !peer.ready || datagram.len() < (packet.len() + DATA_OVERHEAD).max(MAX_CONTROL) {
+            return None;
+        }
+        match peer.tunn.encapsulate(packet, datagram) {
+            TunnResult::WriteToNetwork(sealed) => Some(sealed.len()),
+            _ => None,
+        }
+    }
+
+    /// Starts a handshake with a peer whose path is known. A handshake under way is only repeated if `again`.
+    pub(crate) fn call(&mut self, now: Instant, id: PeerId, again: bool) {
+        let now = self.clock.enter(now);
+        self.update(now, id, false);
+        let Some(peer) = self.peers.get_mut(id.0) else {
+            return;
+        };
+        let Some(path) = peer.path else { return };
+        if peer.handshaking && !again {
+            return;
+        }
+        let mut buffer = [0; MAX_CONTROL];
+        if let TunnResult::WriteToNetwork(message) = peer.tunn.format_handshake_initiation(&mut buffer, true) {
+            let len = message.len();
+            peer.handshaking = true;
+            peer.expired = false;
+            self.post(path, &buffer[..len]);
+        }
+        self.note_state(now, id);
+    }
+
+    /// Does what is due.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        let now = self.clock.enter(now);
+        while let Some(id) = self.timers.pop_due(now) {
+            self.update(now, id, true);
+            if let Some(peer) = self.peers.get(id.0)
+                && !peer.pinned
+                && peer.expired
+            {
+                self.remove_peer(id);
+                self.events.push_back(WgEvent::Dropped(id));
+                continue;
+            }
+            self.note_state(now, id);
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<WgEvent> {
+        self.events.pop_front()
+    }
+
+    /// The next handshake message, cookie or keepalive to send, and where to. Its bytes lie at the front of `buffer`.
+    pub(crate) fn poll_control(&mut self, buffer: &mut [u8]) -> Option<(Path, usize)> {
+        let message = self.outbox.front()?;
+        let (path, len) = (message.path, message.len);
+        buffer.get_mut(..len)?.copy_from_slice(&message.bytes[..len]);
+        self.outbox.pop_front();
+        Some((path, len))
+    }
+
+    /// The length of the next such message and its path, to see whether it fits.
+    pub(crate) fn peek_control(&self) -> Option<(Path, usize)> {
+        self.outbox.front().map(|message| (message.path, message.len))
+    }
+
+    fn find(&self, receiver_index: u32, counters: &mut Counters) -> Option<PeerId> {
+        let found = self.by_index.get(&(receiver_index >> 8)).copied();
+        if found.is_none() {
+            counters.drop_unknown_index += 1;
+        }
+        found
+    }
+
+    fn admit(&mut self, now: Instant, key: PublicKey, counters: &mut Counters) -> Option<PeerId> {
+        if let Some(&id) = self.by_key.get(&key) {
+            return Some(id);
+        }
+        if !self.admit_strangers {
+            counters.drop_unknown_key += 1;
+            return None;
+        }
+        let added = self.add_peer(now, key, None);
+        if added.is_none() {
+            counters.drop_peers_full += 1;
+        }
+        added
+    }
+
+    /// Drops the peer that is not pinned and was silent the longest.
+    fn drop_oldest_stranger(&mut self) -> bool {
+        let oldest = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| !peer.pinned)
+            .min_by_key(|(_, peer)| peer.heard);
+        let Some(id) = oldest.map(|(key, _)| PeerId(key)) else {
+            return false;
+        };
+        self.remove_peer(id);
+        self.events.push_back(WgEvent::Dropped(id));
+        true
+    }
+
+    /// Brings boringtun's timestamps up to `now` and sends what its timers ask for.
+    fn update(&mut self, now: Instant, id: PeerId, due: bool) {
+        let Some(peer) = self.peers.get_mut(id.0) else {
+            return;
+        };
+        if !due && now.saturating_duration_since(peer.updated) < TICK {
+            return;
+        }
+        peer.updated = now;
+        let mut buffer = [0; MAX_CONTROL];
+        match peer.tunn.update_timers(&mut buffer) {
+            TunnResult::WriteToNetwork(message) => {
+                let len = message.len();
+                if message[0] == 1 {
+                    peer.handshaking = true;
+                }
+                if let Some(path) = peer.path {
+                    self.post(path, &buffer[..len]);
+                }
+            }
+            TunnResult::Err(WireGuardError::ConnectionExpired) => {
+                peer.expired = true;
+                peer.handshaking = false;
+            }
+            _ => {}
+        }
+    }
+
+    /// Compares the session's state with what was known, and sets the peer's timer by it.
+    fn note_state(&mut self, now: Instant, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id.0) else {
+            return;
+        };
+        let ready = peer.tunn.time_since_last_handshake().is_some();
+        if ready {
+            peer.handshaking = false;
+            peer.expired = false;
+        }
+        if ready && !peer.ready {
+            self.events.push_back(WgEvent::Up(id));
+        }
+        peer.ready = ready;
+        if peer.expired && peer.pinned {
+            self.timers.clear(id);
+            return;
+        }
+        let tick = match (peer.handshaking, ready) {
+            (true, _) => TICK,
+            (_, true) => TICK_READY,
+            _ => TICK_DORMANT,
+        };
+        self.timers.set_no_later(id, now + tick);
+    }
+
+    fn post(&mut self, path: Path, message: &[u8]) {
+        if self.outbox.len() < MAX_OUTBOX && message.len() <= MAX_CONTROL {
+            let mut bytes = [0; MAX_CONTROL];
+            bytes[..message.len()].copy_from_slice(message);
+            self.outbox.push_back(ControlMessage {
+                path,
+                len: message.len(),
+                bytes,
+            });
+        }
+    }
+}
+
+/// How large the buffer given to [`Wg::open`] must be.
+pub(crate) const PLAIN_BUFFER: usize = MAX_DATAGRAM + DATA_OVERHEAD;
+
+/// The length to which a packet is padded with zeros before it is sealed: a multiple of 16, within the MTU (WireGuard
+/// paper, section 5.4.6).
+pub(crate) fn padded(len: usize, mtu: usize) -> usize {
+    len.next_multiple_of(16).min(mtu.max(len))
+}

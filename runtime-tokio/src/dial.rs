@@ -1,0 +1,341 @@
+//! Name resolution and connecting: the work that waits, done in tasks of its own.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use portal_core::{DialError, StreamId, UdpId};
+use tokio::net::{TcpStream, UdpSocket, UnixStream};
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::listener::is_exhaustion;
+use crate::stream::Socket;
+use crate::udp;
+
+/// How long one address may keep the next one waiting (RFC 8305, section 5).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+
+/// How long an answer is used for further dials. Thousands of dials a second to one name must not be as many look-ups.
+const NAME_TTL: Duration = Duration::from_secs(5);
+
+/// How many names are remembered.
+const MAX_NAMES: usize = 256;
+
+/// A Unix socket whose queue is full says so at once instead of waiting; this is the first pause before another try.
+const UNIX_RETRY: Duration = Duration::from_millis(5);
+const UNIX_RETRY_MAX: Duration = Duration::from_millis(200);
+
+type Handler = Arc<dyn Fn(UnixStream) + Send + Sync>;
+
+/// Targets inside the program, dialled by [`Target::Handler`](portal_core::Target::Handler): no port is opened for them.
+#[derive(Clone, Default)]
+pub struct Handlers {
+    by_name: HashMap<String, Handler>,
+}
+
+impl Handlers {
+    /// No handlers.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a handler. It is given the other end of each connection dialled under `name`, on the driver's task, so it
+    /// must not wait: it spawns a task and returns. When the driver ends, these connections end.
+    #[must_use]
+    pub fn with(mut self, name: impl Into<String>, handler: impl Fn(UnixStream) + Send + Sync + 'static) -> Self {
+        self.by_name.insert(name.into(), Arc::new(handler));
+        self
+    }
+
+    /// Connects to a handler. Never waits.
+    pub(crate) fn dial(&self, name: &str) -> Result<Socket, DialError> {
+        let handler = self.by_name.get(name).ok_or(DialError::Unsupported)?;
+        let (ours, theirs) = UnixStream::pair().map_err(|error| dial_error(&error))?;
+        handler(theirs);
+        Ok(Socket::Unix(ours))
+    }
+}
+
+impl fmt::Debug for Handlers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.by_name.keys()).finish()
+    }
+}
+
+/// How a task of the driver ended.
+#[derive(Debug)]
+pub(crate) enum Report {
+    Dialed {
+        stream: StreamId,
+        result: Result<Socket, DialError>,
+    },
+    DialedUdp {
+        socket: UdpId,
+        result: Result<UdpSocket, DialError>,
+    },
+    Resolved {
+        host: String,
+        port: u16,
+        addrs: Vec<SocketAddr>,
+    },
+}
+
+/// Connects to a host.
+pub(crate) async fn dial_host(names: Names, host: String, port: u16, patience: Duration) -> Result<Socket, DialError> {
+    let dial = async {
+        let addrs = names.resolve(&host, port).await;
+        connect(&addrs).await
+    };
+    let stream = timeout(patience, dial).await.map_err(|_| DialError::TimedOut)??;
+    Ok(Socket::Tcp(stream))
+}
+
+/// Connects to a Unix socket.
+pub(crate) async fn dial_unix(path: &Path, patience: Duration) -> Result<Socket, DialError> {
+    let dial = async {
+        let mut pause = UNIX_RETRY;
+        loop {
+            match UnixStream::connect(path).await {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(UNIX_RETRY_MAX);
+                }
+                result => return result,
+            }
+        }
+    };
+    match timeout(patience, dial).await {
+        Ok(Ok(stream)) => Ok(Socket::Unix(stream)),
+        Ok(Err(error)) => Err(dial_error(&error)),
+        Err(_) => Err(DialError::TimedOut),
+    }
+}
+
+/// Opens a UDP socket connected to a host whose name has to be looked up.
+pub(crate) async fn dial_udp(
+    names: Names,
+    host: String,
+    port: u16,
+    patience: Duration,
+) -> Result<UdpSocket, DialError> {
+    let addrs = timeout(patience, names.resolve(&host, port))
+        .await
+        .map_err(|_| DialError::TimedOut)?;
+    connect_udp(&addrs)
+}
+
+/// Opens a UDP socket connected to one of `addrs`. Never waits.
+pub(crate) fn connect_udp(addrs: &[SocketAddr]) -> Result<UdpSocket, DialError> {
+    if addrs.is_empty() {
+        return Err(DialError::Unresolved);
+    }
+    udp::connect(addrs).map_err(|error| dial_error(&error))
+}
+
+/// Asks the system for a name's addresses. Empty if there are none or none came in time.
+pub(crate) async fn look_up(host: &str, port: u16, patience: Duration) -> Vec<SocketAddr> {
+    match timeout(patience, tokio::net::lookup_host((host, port))).await {
+        Ok(Ok(addrs)) => addrs.collect(),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, host, "looking a name up failed");
+            Vec::new()
+        }
+        Err(_) => {
+            tracing::debug!(host, "looking a name up took too long");
+            Vec::new()
+        }
+    }
+}
+
+/// A host that is an address already.
+pub(crate) fn literal(host: &str, port: u16) -> Option<SocketAddr> {
+    host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, port))
+}
+
+/// Races the addresses: each gets a head start over the next, the first connection wins, the others are dropped.
+async fn connect(addrs: &[SocketAddr]) -> Result<TcpStream, DialError> {
+    let connect = |addr: SocketAddr| async move {
+        let stream = TcpStream::connect(addr).await?;
+        stream.set_nodelay(true)?;
+        Ok::<_, io::Error>(stream)
+    };
+    // The usual case needs no task of its own.
+    if let [addr] = addrs {
+        return connect(*addr).await.map_err(|error| dial_error(&error));
+    }
+    let mut addrs = addrs.iter();
+    let mut attempts = JoinSet::new();
+    let mut failure = DialError::Unresolved;
+    loop {
+        if let Some(addr) = addrs.next() {
+            attempts.spawn(connect(*addr));
+        }
+        let ended = if addrs.len() == 0 {
+            attempts.join_next().await
+        } else {
+            match timeout(NEXT_ADDRESS, attempts.join_next()).await {
+                Ok(ended) => ended,
+                Err(_) => continue,
+            }
+        };
+        match ended {
+            Some(Ok(Ok(stream))) => return Ok(stream),
+            Some(Ok(Err(error))) => {
+                // "Refused" tells more than "this host has no IPv6".
+                if matches!(failure, DialError::Unresolved | DialError::Unreachable) {
+                    failure = dial_error(&error);
+                }
+            }
+            Some(Err(_)) => {}
+            None if addrs.len() == 0 => return Err(failure),
+            None => {}
+        }
+    }
+}
+
+fn dial_error(error: &io::Error) -> DialError {
+    use io::ErrorKind as Kind;
+    if is_exhaustion(error) {
+        return DialError::Exhausted;
+    }
+    match error.kind() {
+        Kind::ConnectionRefused => DialError::Refused,
+        Kind::NotFound => DialError::NotFound,
+        Kind::TimedOut => DialError::TimedOut,
+        Kind::PermissionDenied => DialError::PermissionDenied,
+        Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown | Kind::AddrNotAvailable => {
+            DialError::Unreachable
+        }
+        Kind::OutOfMemory => DialError::Exhausted,
+        Kind::Unsupported => DialError::Unsupported,
+        _ => DialError::Other,
+    }
+}
+
+/// What is known about the names of targets, for a few seconds. Dials of one name share one look-up.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names {
+    known: Arc<Mutex<HashMap<String, Name>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Name {
+    asked: Instant,
+    addrs: Arc<OnceCell<Vec<SocketAddr>>>,
+}
+
+impl Names {
+    /// The addresses if no look-up is needed.
+    pub(crate) fn get(&self, host: &str, port: u16) -> Option<Vec<SocketAddr>> {
+        if let Some(addr) = literal(host, port) {
+            return Some(vec![addr]);
+        }
+        if host.eq_ignore_ascii_case("localhost") {
+            // RFC 6761, section 6.3: never asked of a server. IPv4 first, as UDP cannot tell that the other is meant.
+            return Some(vec![
+                (Ipv4Addr::LOCALHOST, port).into(),
+                (Ipv6Addr::LOCALHOST, port).into(),
+            ]);
+        }
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = known.get(host).filter(|name| name.is_fresh())?;
+        name.addrs.get().map(|addrs| with_port(addrs, port))
+    }
+
+    async fn resolve(&self, host: &str, port: u16) -> Vec<SocketAddr> {
+        if let Some(addrs) = self.get(host, port) {
+            return addrs;
+        }
+        let cell = self.cell(host);
+        // The caller's patience ends the wait; if that caller was the one who asks, the next one asks again.
+        let addrs = cell.get_or_init(|| look_up(host, 0, Duration::MAX)).await;
+        with_port(addrs, port)
+    }
+
+    fn cell(&self, host: &str) -> Arc<OnceCell<Vec<SocketAddr>>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(name) = known.get(host).filter(|name| name.is_fresh()) {
+            return Arc::clone(&name.addrs);
+        }
+        if known.len() >= MAX_NAMES {
+            known.retain(|_, name| name.is_fresh());
+            if known.len() >= MAX_NAMES {
+                known.clear();
+            }
+        }
+        let name = Name {
+            asked: Instant::now(),
+            addrs: Arc::default(),
+        };
+        known.insert(host.to_owned(), name.clone());
+        name.addrs
+    }
+}
+
+impl Name {
+    fn is_fresh(&self) -> bool {
+        !self.addrs.initialized() || self.asked.elapsed() < NAME_TTL
+    }
+}
+
+fn with_port(addrs: &[SocketAddr], port: u16) -> Vec<SocketAddr> {
+    addrs
+        .iter()
+        .map(|addr| {
+            let mut addr = *addr;
+            addr.set_port(port);
+            addr
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_next_address_is_tried_when_one_fails() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        let closed = {
+            let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            gone.local_addr().unwrap()
+        };
+        let stream = connect(&[closed, open]).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), open);
+        assert!(stream.nodelay().unwrap());
+        assert_eq!(connect(&[closed, closed]).await.unwrap_err(), DialError::Refused);
+        assert_eq!(connect(&[closed]).await.unwrap_err(), DialError::Refused);
+        assert_eq!(connect(&[]).await.unwrap_err(), DialError::Unresolved);
+    }
+
+    #[tokio::test]
+    async fn literals_and_localhost_need_no_look_up() {
+        let names = Names::default();
+        assert_eq!(names.get("::1", 7), Some(vec!["[::1]:7".parse().unwrap()]));
+        assert_eq!(names.get("LocalHost", 7).unwrap().len(), 2);
+        assert_eq!(names.get("portal.invalid", 7), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_remembered_for_a_while() {
+        let names = Names::default();
+        let cell = names.cell("portal.test");
+        assert!(Arc::ptr_eq(&cell, &names.cell("portal.test")), "shared");
+        cell.set(vec!["192.0.2.1:0".parse().unwrap()]).unwrap();
+        assert_eq!(names.get("portal.test", 9), Some(vec!["192.0.2.1:9".parse().unwrap()]));
+        tokio::time::advance(NAME_TTL).await;
+        assert_eq!(names.get("portal.test", 9), None);
+        for n in 0..2 * MAX_NAMES {
+            names.cell(&format!("{n}.test"));
+        }
+        assert!(names.known.lock().unwrap().len() <= MAX_NAMES);
+    }
+}

@@ -1,0 +1,127 @@
+//! The outside's view of a running driver.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::stats::Stats;
+use crate::wake::ReadyList;
+
+/// How many calls may wait for the driver; callers beyond that wait to get in.
+pub(crate) const CALL_QUEUE: usize = 256;
+
+/// Something to be done with the machine between two drains.
+pub(crate) type Call<M> = Box<dyn FnOnce(&mut M, Instant) + Send>;
+
+/// Reaches a [`Driver`](crate::Driver) from other tasks and threads.
+pub struct Handle<M> {
+    calls: mpsc::Sender<Call<M>>,
+    shared: Arc<Shared>,
+}
+
+/// The driver has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the runtime has stopped")]
+pub struct Stopped;
+
+impl<M> Handle<M> {
+    pub(crate) fn new(calls: mpsc::Sender<Call<M>>, shared: Arc<Shared>) -> Self {
+        Self { calls, shared }
+    }
+
+    /// Runs `call` on the machine, between two turns' inputs, and hands back what it returns. The machine is drained
+    /// afterwards.
+    ///
+    /// `call` runs on the driver's task: it must not wait.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the driver ended before it came to it.
+    pub async fn call<R>(&self, call: impl FnOnce(&mut M, Instant) -> R + Send + 'static) -> Result<R, Stopped>
+    where
+        R: Send + 'static,
+    {
+        let (answer, result) = oneshot::channel();
+        let call: Call<M> = Box::new(move |machine, now| {
+            // A caller that has gone does not want its answer.
+            let _ = answer.send(call(machine, now));
+        });
+        self.calls.send(call).await.map_err(|_| Stopped)?;
+        result.await.map_err(|_| Stopped)
+    }
+
+    /// Starts the end: listeners are closed, the machine says goodbye, and the driver goes on until all is finished or
+    /// [`Settings::shutdown_grace`](crate::Settings::shutdown_grace) is over. Called a second time, ends at once.
+    pub fn shutdown(&self) {
+        self.shared.shutdowns.fetch_add(1, Ordering::AcqRel);
+        self.shared.ready.wake();
+    }
+
+    /// The counters as of the end of the last turn.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+}
+
+impl<M> Clone for Handle<M> {
+    fn clone(&self) -> Self {
+        Self {
+            calls: self.calls.clone(),
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<M> fmt::Debug for Handle<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
+/// The machine's events, in order. Events that nobody takes are dropped and counted once the queue is full.
+#[derive(Debug)]
+pub struct Events<E> {
+    queue: mpsc::Receiver<E>,
+}
+
+impl<E> Events<E> {
+    pub(crate) fn new(queue: mpsc::Receiver<E>) -> Self {
+        Self { queue }
+    }
+
+    /// Waits for the next event; `None` once the driver has ended.
+    pub async fn recv(&mut self) -> Option<E> {
+        self.queue.recv().await
+    }
+
+    /// The next event if one is waiting.
+    pub fn try_recv(&mut self) -> Option<E> {
+        self.queue.try_recv().ok()
+    }
+}
+
+/// What driver and handles share beside the queue of calls.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) ready: Arc<ReadyList>,
+    stats: Mutex<Stats>,
+    shutdowns: AtomicUsize,
+}
+
+impl Shared {
+    /// How often a shutdown was asked for.
+    pub(crate) fn shutdowns(&self) -> usize {
+        self.shutdowns.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn publish(&self, stats: &Stats) {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = *stats;
+    }
+
+    fn stats(&self) -> Stats {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,104 @@
+//! Slots addressed by the machine's identities.
+
+use portal_core::{ListenerId, StreamId, UdpId};
+
+/// An identity with a dense index.
+pub(crate) trait Id: Copy + Eq {
+    fn index(self) -> usize;
+}
+
+impl Id for ListenerId {
+    fn index(self) -> usize {
+        ListenerId::index(self)
+    }
+}
+
+impl Id for StreamId {
+    fn index(self) -> usize {
+        StreamId::index(self)
+    }
+}
+
+impl Id for UdpId {
+    fn index(self) -> usize {
+        UdpId::index(self)
+    }
+}
+
+/// What is held under each identity. An outdated identity of the same index finds nothing.
+#[derive(Debug)]
+pub(crate) struct Table<I, T> {
+    slots: Vec<Option<(I, T)>>,
+    live: usize,
+}
+
+impl<I: Id, T> Table<I, T> {
+    pub(crate) fn new() -> Self {
+        Self {
+            slots: Vec::new(),
+            live: 0,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.live
+    }
+
+    pub(crate) fn get_mut(&mut self, id: I) -> Option<&mut T> {
+        match self.slots.get_mut(id.index()) {
+            Some(Some((held, value))) if *held == id => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Puts `value` under `id`. What an older identity of this index still held is dropped.
+    pub(crate) fn insert(&mut self, id: I, value: T) {
+        if self.slots.len() <= id.index() {
+            self.slots.resize_with(id.index() + 1, || None);
+        }
+        if self.slots[id.index()].replace((id, value)).is_none() {
+            self.live += 1;
+        }
+    }
+
+    pub(crate) fn remove(&mut self, id: I) -> Option<T> {
+        let slot = self.slots.get_mut(id.index())?;
+        if slot.as_ref().is_none_or(|(held, _)| *held != id) {
+            return None;
+        }
+        self.live -= 1;
+        slot.take().map(|(_, value)| value)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (I, &mut T)> {
+        self.slots.iter_mut().flatten().map(|(id, value)| (*id, value))
+    }
+
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        for slot in &mut self.slots {
+            if slot.as_ref().is_some_and(|(_, value)| !keep(value)) {
+                *slot = None;
+                self.live -= 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outdated_identity_finds_nothing() {
+        let (old, new) = (StreamId::from_parts(3, 1), StreamId::from_parts(3, 2));
+        let mut table = Table::new();
+        table.insert(old, 'a');
+        assert_eq!(table.remove(old), Some('a'));
+        table.insert(new, 'b');
+        assert_eq!(table.get_mut(old), None);
+        assert_eq!((table.remove(old), table.len()), (None, 1));
+        assert_eq!(table.get_mut(new), Some(&mut 'b'));
+        table.retain(|_| false);
+        assert_eq!((table.remove(new), table.len()), (None, 0));
+    }
+}

@@ -1,0 +1,286 @@
+//! The tunnel's UDP socket: trains of datagrams in and out (GRO, `recvmmsg`, GSO).
+
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::task::Poll;
+
+use portal_core::{Path, TransmitBatch};
+use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+use crate::addr;
+use crate::settings::Settings;
+use crate::stats::Stats;
+use crate::wake::Source;
+
+/// The longest train the kernel joins; a buffer must hold it, for what is cut off is lost unseen.
+const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// The most a train may hold over IPv6; over IPv4 it is 20 bytes more.
+pub(crate) const TRAIN_BYTES: usize = 65_487;
+
+/// After so many errors in a row, receiving gives other sockets their turn.
+const MAX_ERRORS: usize = 8;
+
+/// The socket and its offloads.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    is_v6: bool,
+    max_segments: usize,
+    buffers: Box<[u8]>,
+    pub(crate) source: Source,
+}
+
+/// A train on its way out, and how far it has come.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    pub(crate) batch: TransmitBatch,
+    /// The first segment that was not sent yet.
+    next: usize,
+    /// There is a train to be sent.
+    pub(crate) full: bool,
+}
+
+impl Outbox {
+    pub(crate) fn new(max_segments: usize) -> Self {
+        Self {
+            batch: TransmitBatch::new(max_segments, TRAIN_BYTES),
+            next: 0,
+            full: false,
+        }
+    }
+
+    /// Marks the train as filled by the machine and not sent.
+    pub(crate) fn filled(&mut self) {
+        self.next = 0;
+        self.full = true;
+    }
+
+    /// The part of the train that starts at segment `from` and holds at most `max` segments, and how many it holds.
+    ///
+    /// Empty datagrams go one by one: to the kernel they do not exist in a train.
+    fn part(&self, from: usize, max: usize) -> (&[u8], usize) {
+        let contents = self.batch.contents();
+        let size = self.batch.segment_size().unwrap_or(contents.len());
+        let start = (from * size).min(contents.len());
+        let filled = if size == 0 { 0 } else { contents.len().div_ceil(size) };
+        let count = if from < filled { max.clamp(1, filled - from) } else { 1 };
+        let end = ((from + count) * size).min(contents.len());
+        (&contents[start..end], count)
+    }
+
+    /// The datagrams one by one, for sockets without GSO.
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.batch.segments()).map(|segment| self.part(segment, 1).0)
+    }
+}
+
+/// Why a visit of the tunnel's socket ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// Nothing is waiting.
+    Done,
+    /// There may be more.
+    Again,
+}
+
+impl Tunnel {
+    pub(crate) fn new(socket: std::net::UdpSocket, settings: &Settings, source: Source) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let is_v6 = socket.local_addr()?.is_ipv6();
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        if let Some(bytes) = settings.tunnel_socket_buffer {
+            request_buffers(&socket, bytes);
+        }
+        let buffers = settings.receive_buffers.clamp(1, BATCH_SIZE);
+        Ok(Self {
+            socket: UdpSocket::from_std(socket)?,
+            state,
+            is_v6,
+            max_segments: settings.gso_segments.clamp(1, 64),
+            buffers: vec![0; buffers * RECEIVE_BUFFER].into_boxed_slice(),
+            source,
+        })
+    }
+
+    /// Where the socket is bound.
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr().map(addr::canonical)
+    }
+
+    /// How many datagrams a train may have now.
+    pub(crate) fn max_segments(&self) -> usize {
+        self.max_segments.min(self.state.max_gso_segments())
+    }
+
+    /// Receives once and hands each train to `take`.
+    ///
+    /// A call that fills fewer buffers than it was given has emptied the socket (Linux), and the next arrival is
+    /// reported: tokio's readiness is cleared without a call that would say "would block".
+    pub(crate) fn visit(&mut self, stats: &mut Stats, mut take: impl FnMut(Path, &mut [u8], usize)) -> Received {
+        self.source.visited();
+        let mut metas = [RecvMeta::default(); BATCH_SIZE];
+        for _ in 0..MAX_ERRORS {
+            let mut chunks = self.buffers.chunks_exact_mut(RECEIVE_BUFFER);
+            let room = chunks.len();
+            let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
+                std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+            let (socket, state) = (&self.socket, &self.state);
+            let mut short = None;
+            let result = socket.try_io(Interest::READABLE, || {
+                let n = state.recv(UdpSockRef::from(socket), &mut slices[..room], &mut metas)?;
+                if n < room && cfg!(any(target_os = "linux", target_os = "android")) {
+                    short = Some(n);
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(n)
+            });
+            let (n, drained) = match (result, short) {
+                (Ok(n), _) => (n, false),
+                (Err(_), Some(n)) => (n, true),
+                (Err(error), None) if error.kind() == io::ErrorKind::WouldBlock => (0, true),
+                (Err(error), None) => {
+                    // What an earlier datagram drew (ICMP) or a passing want of memory: the socket goes on.
+                    tracing::debug!(%error, "receiving on the tunnel's socket failed");
+                    stats.tunnel_rx_errors += 1;
+                    continue;
+                }
+            };
+            if n > 0 {
+                stats.tunnel_rx_calls += 1;
+            }
+            let chunks = self.buffers.chunks_exact_mut(RECEIVE_BUFFER);
+            for (meta, buffer) in metas[..n].iter().zip(chunks) {
+                let len = meta.len.min(buffer.len());
+                stats.tunnel_rx_datagrams += segments(len, meta.stride);
+                let path = Path {
+                    remote: addr::canonical(meta.addr),
+                    local_ip: meta.dst_ip.map(|ip| ip.to_canonical()),
+                };
+                take(path, &mut buffer[..len], meta.stride.min(len));
+            }
+            if !drained {
+                return Received::Again;
+            }
+            return match self.socket.poll_recv_ready(&mut self.source.context()) {
+                Poll::Pending => Received::Done,
+                Poll::Ready(_) => Received::Again,
+            };
+        }
+        Received::Again
+    }
+
+    /// Sends what is left of a train. Pending if the socket is full: what is left stays and goes first later.
+    ///
+    /// Whatever else fails loses datagrams, as networks do; it is counted and never fatal.
+    pub(crate) fn send(&mut self, outbox: &mut Outbox, stats: &mut Stats) -> Poll<()> {
+        let segments = outbox.batch.segments();
+        let Some(path) = outbox.batch.destination().and_then(|to| to.path) else {
+            outbox.full = false;
+            return Poll::Ready(());
+        };
+        let Some(remote) = addr::for_socket(path.remote, self.is_v6) else {
+            tracing::debug!(remote = %path.remote, "the tunnel's socket has no IPv6");
+            stats.tunnel_tx_errors += (segments - outbox.next) as u64;
+            outbox.full = false;
+            return Poll::Ready(());
+        };
+        let source = addr::source(path.local_ip, path.remote, self.is_v6);
+
+        while outbox.next < segments {
+            let max = self.max_segments();
+            let (contents, count) = outbox.part(outbox.next, max);
+            let mut transmit = Transmit {
+                destination: remote,
+                ecn: None,
+                contents,
+                segment_size: outbox.batch.segment_size().filter(|_| count > 1),
+                src_ip: source,
+            };
+            let mut result = self.try_send(&transmit);
+            if source.is_some() && result.as_ref().is_err_and(is_refused_argument) {
+                // Either the train is refused or our own address is not ours any more (a roaming host).
+                transmit.src_ip = None;
+                result = self.try_send(&transmit);
+                if result.is_ok() {
+                    stats.source_fallbacks += 1;
+                    self.restore_offloads();
+                }
+            }
+            match result {
+                Ok(()) => {
+                    stats.tunnel_tx_calls += 1;
+                    stats.tunnel_tx_datagrams += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    match self.socket.poll_send_ready(&mut self.source.context()) {
+                        Poll::Pending => {
+                            stats.tunnel_tx_blocked += 1;
+                            return Poll::Pending;
+                        }
+                        Poll::Ready(_) => continue,
+                    }
+                }
+                Err(error) if is_refused_argument(&error) && count > 1 && self.max_segments() < count => {
+                    // No GSO on the way out; quinn-udp has noticed and lowered its limit. Once more in smaller parts.
+                    tracing::debug!(%error, remote = %path.remote, count, "a train was refused");
+                    stats.gso_fallbacks += 1;
+                    continue;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, remote = %path.remote, count, len = contents.len(), "sending failed");
+                    stats.tunnel_tx_errors += count as u64;
+                }
+            }
+            outbox.next += count;
+        }
+        outbox.full = false;
+        Poll::Ready(())
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.socket.try_io(Interest::WRITABLE, || {
+            self.state.try_send(UdpSockRef::from(&self.socket), transmit)
+        })
+    }
+
+    /// quinn-udp takes "invalid argument" as the end of GSO; if something else was invalid, it starts anew.
+    fn restore_offloads(&mut self) {
+        if let Ok(state) = UdpSocketState::new(UdpSockRef::from(&self.socket)) {
+            self.state = state;
+        }
+    }
+}
+
+fn segments(len: usize, stride: usize) -> u64 {
+    if stride == 0 { 1 } else { len.div_ceil(stride) as u64 }
+}
+
+/// The answers of kernels and drivers that do not take a train, or not this source address.
+fn is_refused_argument(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
+}
+
+/// Asks for larger socket buffers and says what was granted; the system may cap them silently.
+fn request_buffers(socket: &std::net::UdpSocket, bytes: usize) {
+    let socket = SockRef::from(socket);
+    for (name, result) in [
+        ("send", socket.set_send_buffer_size(bytes)),
+        ("receive", socket.set_recv_buffer_size(bytes)),
+    ] {
+        if let Err(error) = result {
+            tracing::warn!(%error, bytes, "setting the tunnel socket's {name} buffer failed");
+        }
+    }
+    // Linux reports twice what it grants, its own bookkeeping included.
+    tracing::info!(
+        asked = bytes,
+        send = socket.send_buffer_size().ok(),
+        receive = socket.recv_buffer_size().ok(),
+        "buffers of the tunnel's socket"
+    );
+}
