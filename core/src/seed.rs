@@ -25,7 +25,7 @@ impl Random {
 
     /// A number below `bound`; the bias is below 2^-32 for the small bounds used here.
     pub(crate) fn below(&mut self, bound: u32) -> u32 {
-        u32::try_from((self.u64() >> 32) * u64::from(bound) >> 32).expect("below a 32-bit bound")
+        u32::try_from(((self.u64() >> 32) * u64::from(bound)) >> 32).expect("below a 32-bit bound")
     }
 
     /// A hasher for maps whose keys strangers choose: its seed is secret, and equal seeds give equal orders.

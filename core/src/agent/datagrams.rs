@@ -32,7 +32,7 @@ impl TargetAssociations {
     }
 
     /// Takes a datagram that the relay sent to a service's inner port.
-    pub(super) fn from_tunnel(
+    pub(super) fn take_from_tunnel(
         &mut self,
         now: Instant,
         node: &mut Node<Joined, AgentEvent>,

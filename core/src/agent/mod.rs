@@ -187,7 +187,7 @@ impl Agent {
         let mut node = Node::new(now, &config.secret, config.mtu, &config.limits, false, config.seed);
         let relay = node
             .wg
-            .add_peer(now, config.relay.key, None)
+            .add_peer(now, config.relay.key, None, &mut node.resources)
             .expect("an empty table of peers has room for one");
         node.wg.set_pinned(relay, true);
         let mut agent = Self {
@@ -240,7 +240,7 @@ impl Agent {
         self.node.drop_stream(id, End::SocketFailed);
     }
 
-    fn ended(&mut self, ended: Ended<Joined>) {
+    fn ended(&mut self, ended: &Ended<Joined>) {
         let Some(service) = self.config.services.get(ended.data.service) else {
             return;
         };
@@ -271,7 +271,7 @@ impl Owned for Agent {
                 NodeEvent::Tunnel(event) => self.tunnel_event(now, event),
                 NodeEvent::Flow(flow, Owner::Nobody) => self.flow_touched(now, flow),
                 NodeEvent::Flow(flow, _) => self.channel_touched(now, flow),
-                NodeEvent::Ended(ended) => self.ended(ended),
+                NodeEvent::Ended(ended) => self.ended(&ended),
             }
         }
     }
@@ -294,7 +294,7 @@ impl Machine for Agent {
             let service = granted
                 .get(&packet.destination_port)
                 .and_then(|&index| config.services.get(index));
-            associations.from_tunnel(now, node, service, &packet, payload);
+            associations.take_from_tunnel(now, node, service, &packet, payload);
         });
         self.settle(now);
     }

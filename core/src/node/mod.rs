@@ -13,7 +13,7 @@ use crate::identity::SecretKey;
 use crate::machine::{Action, Path, StreamId, UdpSocketRef};
 use crate::resources::Resources;
 use crate::seed::Random;
-use crate::stack::{FlowId, Owner, Stack, StackConfig, TunnelDatagram};
+use crate::stack::{FlowId, MAX_QUEUED_BYTES, Owner, Stack, StackConfig, TunnelDatagram};
 use crate::table::Table;
 use crate::timers::TimerQueue;
 use crate::wg::{DATA_OVERHEAD, PEER_CHARGE, PLAIN_BUFFER, PeerId, Wg, WgEvent};
@@ -24,7 +24,7 @@ pub(crate) use self::stream::{End, Ended, Stream};
 /// Bounds that both machines have. Each is enforced where the thing is made, and counted when it refuses.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes for peers, flows, buffers and queues.
+    /// Bytes for peers, flows, buffers and queues; at least 4 MiB.
     pub memory: usize,
     /// Peers, strangers among them.
     pub peers: usize,
@@ -97,6 +97,8 @@ pub(crate) enum NodeEvent<X> {
     Ended(Ended<X>),
 }
 
+/// A machine with less could not hold its own queues and a handful of flows.
+const SMALLEST_MEMORY: usize = 4 * 1024 * 1024;
 /// UDP payloads waiting for public and local sockets.
 const MAX_DATAGRAM_BYTES: usize = 512 * 1024;
 /// By how much a deadline that did not move is pushed.
@@ -120,7 +122,9 @@ impl<X, E> Node<X, E> {
         seed: [u8; 32],
     ) -> Self {
         let mut random = Random::new(seed);
-        let resources = Resources::new(limits.memory);
+        let mut resources = Resources::new(limits.memory.max(SMALLEST_MEMORY));
+        let queues = resources.budget.charge(MAX_DATAGRAM_BYTES + MAX_QUEUED_BYTES);
+        debug_assert!(queues, "a budget holds its own queues");
         // Peers may take a quarter of the memory: flows are what it is for.
         let max_peers = limits.peers.min(limits.memory / 4 / PEER_CHARGE).max(1);
         let config = StackConfig {
@@ -166,9 +170,7 @@ impl<X, E> Node<X, E> {
         let mut plain = std::mem::take(&mut self.plain);
         for datagram in batch.chunks(stride.max(1)) {
             self.resources.counters.datagrams_received += 1;
-            let opened = self
-                .wg
-                .open(now, path, datagram, &mut plain, &mut self.resources.counters);
+            let opened = self.wg.open(now, path, datagram, &mut plain, &mut self.resources);
             let Some((peer, len)) = opened else { continue };
             if let Some(packet) = self.stack.ingress(now, peer, &plain[..len], &mut self.resources) {
                 let contents = packet.contents.clone();
@@ -197,7 +199,7 @@ impl<X, E> Node<X, E> {
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.honoured = Some(now);
-        self.wg.handle_timeout(now);
+        self.wg.handle_timeout(now, &mut self.resources);
         self.stack.handle_timeout(now);
     }
 

@@ -56,6 +56,8 @@ pub(crate) struct Ended<X> {
 
 /// How much is read of a head at a time.
 const HEAD_STEP: usize = 2048;
+/// How long a socket that was answered here may take to close.
+const LINGER: std::time::Duration = std::time::Duration::from_secs(5);
 /// Bytes of a visitor who was already answered are thrown away through this.
 const DISCARD: usize = 4096;
 
@@ -155,7 +157,7 @@ impl<X, E> Node<X, E> {
         }
     }
 
-    /// Answers the socket from here, then closes it. No flow has anything to do with it any more.
+    /// Answers the socket from here, then closes it; its stream deadline is set. No flow has anything to do with it any more.
     pub(crate) fn answer(&mut self, id: StreamId, bytes: Vec<u8>) {
         let Some(stream) = self.streams.get_mut(key(id)) else {
             return;
@@ -166,6 +168,7 @@ impl<X, E> Node<X, E> {
         if let Some(flow) = stream.flow.take() {
             self.stack.release(flow, true, &mut self.resources);
         }
+        self.stream_deadlines.set(id, self.latest + LINGER);
         self.service(id);
     }
 

@@ -45,7 +45,7 @@ impl VisitorAssociations {
     }
 
     /// Takes a datagram that an agent sent to the inner port of a visitor.
-    pub(super) fn from_tunnel(
+    pub(super) fn take_from_tunnel(
         &mut self,
         now: Instant,
         node: &mut Node<Visitor, RelayEvent>,

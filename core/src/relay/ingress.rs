@@ -71,9 +71,6 @@ struct Wish {
 
 /// How long a visitor may take to say what it wants.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a visitor that was answered here may take to close.
-const LINGER: Duration = Duration::from_secs(5);
-
 impl Relay {
     pub(super) fn accept_visitor(
         &mut self,
@@ -138,7 +135,7 @@ impl Relay {
             Some(Ingress::Http) => match http::parse(head) {
                 Ok(http::Parsed::Complete(request)) => self.route_http(now, id, &request),
                 Ok(http::Parsed::Incomplete) if !is_over => {}
-                Ok(http::Parsed::Incomplete) => self.refuse_head(now, id, None),
+                Ok(http::Parsed::Incomplete) => self.refuse_head(id, None),
                 Err(error) => {
                     let status = if matches!(error, http::HeadError::TooLong | http::HeadError::TooManyHeaders) {
                         (431, "Request Header Fields Too Large")
@@ -151,13 +148,13 @@ impl Relay {
                         &[],
                         &format!("{} {}: {error}\n", status.0, status.1),
                     );
-                    self.refuse_head(now, id, Some(page));
+                    self.refuse_head(id, Some(page));
                 }
             },
             Some(Ingress::Https) => match sni::parse(head) {
                 Ok(sni::Parsed::Complete(hello)) => self.route_tls(now, id, hello),
                 Ok(sni::Parsed::Incomplete) if !is_over => {}
-                Ok(sni::Parsed::Incomplete) | Err(_) => self.refuse_head(now, id, None),
+                Ok(sni::Parsed::Incomplete) | Err(_) => self.refuse_head(id, None),
             },
             None => {}
         }
@@ -187,7 +184,7 @@ impl Relay {
                 self.node.resources.counters.drop_unknown_name += 1;
                 let what = if host.is_empty() { "a name" } else { host.as_str() };
                 let text = format!("404 Not Found: nothing is served under {what} here\n");
-                self.answer(now, id, http::response(404, "Not Found", &[], &text));
+                self.node.answer(id, http::response(404, "Not Found", &[], &text));
             }
         }
     }
@@ -208,7 +205,7 @@ impl Relay {
             }
             None => {
                 self.node.resources.counters.drop_unknown_name += 1;
-                self.answer(now, id, sni::ALERT_UNRECOGNIZED_NAME.to_vec());
+                self.node.answer(id, sni::ALERT_UNRECOGNIZED_NAME.to_vec());
             }
         }
     }
@@ -256,8 +253,7 @@ impl Relay {
             Err(error) => {
                 if is_http {
                     let text = format!("503 Service Unavailable: {error}\n");
-                    self.answer(
-                        now,
+                    self.node.answer(
                         id,
                         http::response(503, "Service Unavailable", &[("retry-after", "5")], &text),
                     );
@@ -269,17 +265,12 @@ impl Relay {
     }
 
     /// Ends a visitor whose first bytes make no sense, with a page if it speaks HTTP.
-    fn refuse_head(&mut self, now: Instant, id: StreamId, page: Option<Vec<u8>>) {
+    fn refuse_head(&mut self, id: StreamId, page: Option<Vec<u8>>) {
         self.node.resources.counters.drop_head_malformed += 1;
         match page {
-            Some(page) => self.answer(now, id, page),
+            Some(page) => self.node.answer(id, page),
             None => self.node.drop_stream(id, End::Dropped),
         }
-    }
-
-    fn answer(&mut self, now: Instant, id: StreamId, bytes: Vec<u8>) {
-        self.node.stream_deadlines.set(id, now + LINGER);
-        self.node.answer(id, bytes);
     }
 
     /// A visitor took too long to say what it wants, or to close after it was answered.

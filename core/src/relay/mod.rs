@@ -234,7 +234,7 @@ impl Relay {
         for (key, remote) in std::mem::take(&mut relay.config.recent) {
             let path = Path { remote, local_ip: None };
             if relay.config.access.admits(&key).is_ok()
-                && let Some(peer) = relay.node.wg.add_peer(now, key, Some(path))
+                && let Some(peer) = relay.node.wg.add_peer(now, key, Some(path), &mut relay.node.resources)
             {
                 relay.node.wg.call(now, peer, false);
             }
@@ -419,7 +419,7 @@ impl Machine for Relay {
             ..
         } = self;
         node.handle_datagram(now, path, batch, stride, |node, peer, packet, payload| {
-            associations.from_tunnel(now, node, leases, peer, &packet, payload);
+            associations.take_from_tunnel(now, node, leases, peer, &packet, payload);
         });
         self.settle(now);
     }
@@ -496,6 +496,7 @@ impl Machine for Relay {
     fn begin_shutdown(&mut self, now: Instant) {
         let now = self.node.clamp(now);
         self.closing = true;
+        self.node.stack.unserve(crate::control::PORT);
         let listeners: Vec<_> = self.listeners.iter().map(|(key, _)| key).collect();
         for key in listeners {
             self.unlisten(ListenerId {

@@ -113,7 +113,7 @@ const FLOW_QUANTUM: u32 = 32;
 /// window by the number of acknowledgements, so one for a whole batch would starve it.
 const ACKNOWLEDGE_EVERY: u32 = 2;
 /// Replies made while packets are taken in, and UDP packets, waiting to be sealed.
-const MAX_QUEUED_BYTES: usize = 512 * 1024;
+pub(crate) const MAX_QUEUED_BYTES: usize = 512 * 1024;
 /// Our side's ports for flows that we open. A port comes round again after all the others did.
 const FIRST_EPHEMERAL: u16 = 16_384;
 /// A deadline smoltcp calls "now" although it had nothing to send is looked at again after this.
@@ -211,7 +211,7 @@ impl Stack {
             local_port,
         };
         let id = self.insert_flow(peer, key, false, resources)?;
-        let smoltcp_now = self.to_smoltcp(now);
+        let smoltcp_now = self.smoltcp_instant(now);
         let flow = self.flows.get_mut(id.0).ok_or(ConnectError::TooManyFlows)?;
         flow.owner = owner;
         // The interface's context carries the time at which the handshake's timers start.
@@ -525,7 +525,7 @@ impl Stack {
             }
             known => known,
         };
-        let smoltcp_now = self.to_smoltcp(now);
+        let smoltcp_now = self.smoltcp_instant(now);
         let mut port = Port {
             mtu: self.config.mtu,
             incoming: Some(packet),
@@ -611,7 +611,7 @@ impl Stack {
 
     /// Lets a flow make one packet into the slot. Returns whether it did; if not, the flow leaves the schedule.
     fn egress(&mut self, now: Instant, id: FlowId, resources: &mut Resources) -> bool {
-        let smoltcp_now = self.to_smoltcp(now);
+        let smoltcp_now = self.smoltcp_instant(now);
         let Some(flow) = self.flows.get_mut(id.0) else {
             self.schedule.finish_flow();
             return false;
@@ -649,7 +649,7 @@ impl Stack {
 
     /// Sets a flow's timer to what smoltcp waits for.
     fn arm(&mut self, now: Instant, id: FlowId) {
-        let smoltcp_now = self.to_smoltcp(now);
+        let smoltcp_now = self.smoltcp_instant(now);
         let Some(flow) = self.flows.get_mut(id.0) else {
             return;
         };
@@ -660,7 +660,7 @@ impl Stack {
         };
         match due {
             Some(due) => {
-                let due = self.from_smoltcp(due).max(now + STALLED);
+                let due = self.instant_of(due).max(now + STALLED);
                 self.timers.set_no_later(id, due);
             }
             None => self.timers.clear(id),
@@ -726,12 +726,12 @@ impl Stack {
         })
     }
 
-    fn to_smoltcp(&self, now: Instant) -> smoltcp::time::Instant {
+    fn smoltcp_instant(&self, now: Instant) -> smoltcp::time::Instant {
         let elapsed = now.saturating_duration_since(self.epoch).as_micros();
         smoltcp::time::Instant::from_micros(i64::try_from(elapsed).unwrap_or(i64::MAX))
     }
 
-    fn from_smoltcp(&self, at: smoltcp::time::Instant) -> Instant {
+    fn instant_of(&self, at: smoltcp::time::Instant) -> Instant {
         self.epoch + std::time::Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0))
     }
 }

@@ -34,9 +34,9 @@ use boringtun::x25519;
 
 use self::admission::{Admission, Verdict};
 use self::clock::Clock;
-use crate::counters::Counters;
 use crate::identity::{PublicKey, SecretKey};
 use crate::machine::Path;
+use crate::resources::Resources;
 use crate::seed::{Map, Random};
 use crate::table::{Key, Table};
 use crate::timers::TimerQueue;
@@ -149,14 +149,23 @@ impl Wg {
 
     /// Adds a peer, or finds the one with this key. A `path` makes it known where it can be reached. `None` if the table
     /// is full of pinned peers.
-    pub(crate) fn add_peer(&mut self, now: Instant, key: PublicKey, path: Option<Path>) -> Option<PeerId> {
+    pub(crate) fn add_peer(
+        &mut self,
+        now: Instant,
+        key: PublicKey,
+        path: Option<Path>,
+        resources: &mut Resources,
+    ) -> Option<PeerId> {
         if let Some(&id) = self.by_key.get(&key) {
             if let Some(peer) = self.peers.get_mut(id.0) {
                 peer.path = path.or(peer.path);
             }
             return Some(id);
         }
-        if self.peers.is_full() && !self.drop_oldest_stranger() {
+        if self.peers.is_full() && !self.drop_oldest_stranger(resources) {
+            return None;
+        }
+        if !resources.budget.charge(PEER_CHARGE) {
             return None;
         }
         let now = self.clock.enter(now);
@@ -196,8 +205,9 @@ impl Wg {
     }
 
     /// Forgets a peer and its sessions.
-    pub(crate) fn remove_peer(&mut self, id: PeerId) {
+    fn remove_peer(&mut self, id: PeerId, resources: &mut Resources) {
         if let Some(peer) = self.peers.remove(id.0) {
+            resources.budget.release(PEER_CHARGE);
             self.by_index.remove(&peer.index);
             self.by_key.remove(&peer.key);
             self.by_overlay.remove(&peer.overlay);
@@ -250,12 +260,12 @@ impl Wg {
         path: Path,
         datagram: &[u8],
         plain: &mut [u8],
-        counters: &mut Counters,
+        resources: &mut Resources,
     ) -> Option<(PeerId, usize)> {
         let now = self.clock.enter(now);
         let fits = datagram.len() <= MAX_DATAGRAM && plain.len() >= PLAIN_BUFFER;
         let Some(packet) = fits.then(|| Tunn::parse_incoming_packet(datagram).ok()).flatten() else {
-            counters.drop_not_wireguard += 1;
+            resources.counters.drop_not_wireguard += 1;
             return None;
         };
         let id = match packet {
@@ -264,15 +274,15 @@ impl Wg {
                 match self.admission.judge(now, path.remote.ip(), datagram, &mut reply) {
                     Verdict::Pass => {}
                     Verdict::BadMac1 => {
-                        counters.drop_mac1 += 1;
+                        resources.counters.drop_mac1 += 1;
                         return None;
                     }
                     Verdict::SourceLimit => {
-                        counters.drop_source_limit += 1;
+                        resources.counters.drop_source_limit += 1;
                         return None;
                     }
                     Verdict::Cookie(len) => {
-                        counters.cookies_sent += 1;
+                        resources.counters.cookies_sent += 1;
                         self.post(path, &reply[..len]);
                         return None;
                     }
@@ -280,17 +290,17 @@ impl Wg {
                 match packet {
                     Packet::HandshakeInit(ref init) => {
                         let Ok(half) = parse_handshake_anon(&self.secret, &self.public, init) else {
-                            counters.drop_unauthentic += 1;
+                            resources.counters.drop_unauthentic += 1;
                             return None;
                         };
-                        self.admit(now, PublicKey::from_bytes(half.peer_static_public), counters)?
+                        self.admit(now, PublicKey::from_bytes(half.peer_static_public), resources)?
                     }
-                    Packet::HandshakeResponse(ref response) => self.find(response.receiver_idx, counters)?,
+                    Packet::HandshakeResponse(ref response) => self.find(response.receiver_idx, resources)?,
                     _ => return None,
                 }
             }
-            Packet::PacketCookieReply(ref reply) => self.find(reply.receiver_idx, counters)?,
-            Packet::PacketData(ref data) => self.find(data.receiver_idx, counters)?,
+            Packet::PacketCookieReply(ref reply) => self.find(reply.receiver_idx, resources)?,
+            Packet::PacketData(ref data) => self.find(data.receiver_idx, resources)?,
         };
         self.update(now, id, false);
         let peer = self.peers.get_mut(id.0)?;
@@ -300,7 +310,7 @@ impl Wg {
         match peer.tunn.decapsulate(Some(path.remote.ip()), datagram, plain) {
             TunnResult::Done => {}
             TunnResult::Err(_) => {
-                counters.drop_unauthentic += 1;
+                resources.counters.drop_unauthentic += 1;
                 return None;
             }
             TunnResult::WriteToNetwork(message) => {
@@ -309,16 +319,18 @@ impl Wg {
                 copy[..len].copy_from_slice(&message[..len]);
                 peer.expired = false;
                 self.post(path, &copy[..len]);
-                counters.handshakes += 1;
+                resources.counters.handshakes += 1;
                 if is_initiation {
                     self.events.push_back(WgEvent::Called(id));
                 }
             }
             TunnResult::WriteToTunnelV6(inner, source) if source == peer.overlay => {
-                counters.packets_opened += 1;
+                resources.counters.packets_opened += 1;
                 opened = Some((id, inner.len()));
             }
-            TunnResult::WriteToTunnelV6(..) | TunnResult::WriteToTunnelV4(..) => counters.drop_inner_source += 1,
+            TunnResult::WriteToTunnelV6(..) | TunnResult::WriteToTunnelV4(..) => {
+                resources.counters.drop_inner_source += 1;
+            }
         }
         // A cookie reply proves nothing about where the peer is; all else that got here is authenticated.
         if !is_cookie {
@@ -375,7 +387,7 @@ impl Wg {
     }
 
     /// Does what is due.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+    pub(crate) fn handle_timeout(&mut self, now: Instant, resources: &mut Resources) {
         let now = self.clock.enter(now);
         while let Some(id) = self.timers.pop_due(now) {
             self.update(now, id, true);
@@ -383,7 +395,7 @@ impl Wg {
                 && !peer.pinned
                 && peer.expired
             {
-                self.remove_peer(id);
+                self.remove_peer(id, resources);
                 self.events.push_back(WgEvent::Dropped(id));
                 continue;
             }
@@ -413,31 +425,31 @@ impl Wg {
         self.outbox.front().map(|message| (message.path, message.len))
     }
 
-    fn find(&self, receiver_index: u32, counters: &mut Counters) -> Option<PeerId> {
+    fn find(&self, receiver_index: u32, resources: &mut Resources) -> Option<PeerId> {
         let found = self.by_index.get(&(receiver_index >> 8)).copied();
         if found.is_none() {
-            counters.drop_unknown_index += 1;
+            resources.counters.drop_unknown_index += 1;
         }
         found
     }
 
-    fn admit(&mut self, now: Instant, key: PublicKey, counters: &mut Counters) -> Option<PeerId> {
+    fn admit(&mut self, now: Instant, key: PublicKey, resources: &mut Resources) -> Option<PeerId> {
         if let Some(&id) = self.by_key.get(&key) {
             return Some(id);
         }
         if !self.admit_strangers {
-            counters.drop_unknown_key += 1;
+            resources.counters.drop_unknown_key += 1;
             return None;
         }
-        let added = self.add_peer(now, key, None);
+        let added = self.add_peer(now, key, None, resources);
         if added.is_none() {
-            counters.drop_peers_full += 1;
+            resources.counters.drop_peers_full += 1;
         }
         added
     }
 
     /// Drops the peer that is not pinned and was silent the longest.
-    fn drop_oldest_stranger(&mut self) -> bool {
+    fn drop_oldest_stranger(&mut self, resources: &mut Resources) -> bool {
         let oldest = self
             .peers
             .iter()
@@ -446,7 +458,7 @@ impl Wg {
         let Some(id) = oldest.map(|(key, _)| PeerId(key)) else {
             return false;
         };
-        self.remove_peer(id);
+        self.remove_peer(id, resources);
         self.events.push_back(WgEvent::Dropped(id));
         true
     }
