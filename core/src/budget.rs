@@ -15,6 +15,9 @@ impl BufferClass {
     /// The smallest class, for which flows are refused rather than shrunk any further.
     pub(crate) const SMALLEST: Self = Self(8 * 1024);
 
+    /// No bound but the budget's fill.
+    pub(crate) const LARGEST: Self = Self(512 * 1024);
+
     /// The size of each of the two buffers in bytes.
     pub(crate) fn bytes(self) -> usize {
         self.0
@@ -31,7 +34,7 @@ const FLOW_STATE: usize = 2 * 1024;
 
 /// Classes and the share of the budget up to which each is handed out: plenty of memory, large windows.
 const CLASSES: [(BufferClass, usize); 4] = [
-    (BufferClass(512 * 1024), 30),
+    (BufferClass::LARGEST, 30),
     (BufferClass(128 * 1024), 60),
     (BufferClass(32 * 1024), 80),
     (BufferClass::SMALLEST, 100),
@@ -63,11 +66,22 @@ impl Budget {
         self.used = self.used.saturating_sub(bytes);
     }
 
-    /// Charges a flow's buffers: the largest class that the fill of the budget allows, `None` if even the smallest
-    /// does not fit.
-    pub(crate) fn charge_flow(&mut self) -> Option<BufferClass> {
+    /// Changes what was charged for one thing from `old` to `new` bytes, if that is possible.
+    #[must_use]
+    pub(crate) fn recharge(&mut self, old: usize, new: usize) -> bool {
+        if new > old {
+            return self.charge(new - old);
+        }
+        self.release(old - new);
+        true
+    }
+
+    /// Charges a flow's buffers: the largest class up to `largest` that the fill of the budget allows, `None` if even
+    /// the smallest does not fit.
+    pub(crate) fn charge_flow(&mut self, largest: BufferClass) -> Option<BufferClass> {
         CLASSES
             .into_iter()
+            .filter(|&(class, _)| class <= largest)
             .find(|&(class, share)| {
                 (self.used + class.charge()).saturating_mul(100) <= self.limit.saturating_mul(share)
             })
@@ -86,7 +100,7 @@ mod tests {
     fn flows_shrink_with_the_budget_and_are_refused_at_its_end() {
         let mut budget = Budget::new(16 * 1024 * 1024);
         let mut classes = Vec::new();
-        while let Some(class) = budget.charge_flow() {
+        while let Some(class) = budget.charge_flow(BufferClass::LARGEST) {
             classes.push(class);
         }
         assert!(classes.is_sorted_by(|a, b| a >= b));
@@ -97,6 +111,7 @@ mod tests {
         assert_eq!(charged, budget.used());
         budget.release(charged);
         assert_eq!(budget.used(), 0);
+        assert_eq!(budget.charge_flow(BufferClass::SMALLEST), Some(BufferClass::SMALLEST));
     }
 
     #[test]
@@ -104,6 +119,8 @@ mod tests {
         let mut budget = Budget::new(10);
         assert!(budget.charge(10));
         assert!(!budget.charge(1));
+        assert!(!budget.recharge(4, 5));
+        assert!(budget.recharge(4, 2) && budget.recharge(2, 4));
         assert_eq!(budget.used(), 10);
     }
 }

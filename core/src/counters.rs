@@ -56,18 +56,20 @@ counters! {
     flows_closed,
     /// Flows refused because the table of flows is full.
     refused_flows_full,
-    /// Flows refused because the memory budget is used up.
+    /// Flows, connections, peers and the like refused because the memory budget is used up.
     refused_memory,
     /// Flows refused because too many are half open.
     refused_half_open,
-    /// Flows refused because the peer or lease has as many as it may.
-    refused_flows_peer,
+    /// Control channels refused because the peer has as many as it may.
+    refused_channels,
     /// Visitor connections accepted.
     visitors_accepted,
     /// Visitor connections refused because one source has as many as it may.
     refused_visitor_source,
-    /// Visitor connections refused because there are too many in all.
-    refused_visitors_full,
+    /// Visitor connections refused because their lease has as many as it may.
+    refused_visitor_lease,
+    /// Connections refused because there are too many in all.
+    refused_streams_full,
     /// Visitor connections ended because they did not say in time what they want.
     drop_head_timeout,
     /// Visitor connections whose TLS ClientHello or HTTP head is malformed or too long.

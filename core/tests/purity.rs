@@ -4,8 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Crates that would bring sockets, clocks or threads of their own.
-const RUNTIMES: [&str; 9] =
-    ["tokio", "mio", "async-std", "smol", "async-io", "polling", "quinn-udp", "socket2", "hyper"];
+const RUNTIMES: [&str; 9] = [
+    "tokio",
+    "mio",
+    "async-std",
+    "smol",
+    "async-io",
+    "polling",
+    "quinn-udp",
+    "socket2",
+    "hyper",
+];
 
 /// What no line of the core's code may name. Clippy forbids calls of the same; this also sees imports and types.
 const IMPURE: [&str; 12] = [
@@ -26,13 +35,26 @@ const IMPURE: [&str; 12] = [
 #[test]
 fn no_runtime_is_among_the_dependencies() {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--locked", "-p", "portal-core", "-e", "normal", "--prefix", "none"])
+        .args([
+            "tree",
+            "--offline",
+            "--locked",
+            "-p",
+            "portal-core",
+            "-e",
+            "normal",
+            "--prefix",
+            "none",
+        ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let tree = String::from_utf8(output.stdout).expect("cargo prints UTF-8");
-    assert!(tree.contains("boringtun") && tree.contains("smoltcp"), "not the tree that was meant:\n{tree}");
+    assert!(
+        tree.contains("boringtun") && tree.contains("smoltcp"),
+        "not the tree that was meant:\n{tree}"
+    );
     for runtime in RUNTIMES {
         let named = tree.lines().any(|line| line.split(' ').next() == Some(runtime));
         assert!(!named, "{runtime} is a dependency of the core");
@@ -49,7 +71,12 @@ fn no_source_names_what_belongs_to_a_runtime() {
         for (number, line) in code.lines().enumerate() {
             let line = line.split("//").next().unwrap_or_default();
             for word in IMPURE {
-                assert!(!line.contains(word), "{}:{} names {word}: {line}", path.display(), number + 1);
+                assert!(
+                    !line.contains(word),
+                    "{}:{} names {word}: {line}",
+                    path.display(),
+                    number + 1
+                );
             }
         }
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::inbound::Joined;
 use super::{Agent, AgentEvent, Service};
-use crate::associations::Associations;
+use crate::associations::{Associations, NoMemory};
 use crate::control::Kind;
 use crate::machine::{Action, DialError, UdpId, UdpSocketRef};
 use crate::node::Node;
@@ -24,10 +24,9 @@ pub(super) struct TargetAssociations {
 
 impl TargetAssociations {
     pub(super) fn new(capacity: usize, random: &mut Random) -> Self {
-        // One more than there are associations: a new one gets its socket before the old one gives up its own.
         Self {
             table: Associations::new(capacity, random),
-            sockets: Table::new(capacity.saturating_add(1)),
+            sockets: Table::new(capacity.max(1)),
         }
     }
 
@@ -47,28 +46,52 @@ impl TargetAssociations {
         let ports = (packet.source_port, packet.destination_port);
         let socket = match self.table.touch(now, ports) {
             Some(socket) => *socket,
-            None => {
-                let Some(key) = self.sockets.insert_with(|_| ports) else {
-                    return;
-                };
-                let socket = UdpId {
-                    index: key.index,
-                    generation: key.generation,
-                };
-                node.resources.counters.associations_opened += 1;
-                node.actions.push_back(Action::DialUdp {
-                    socket,
-                    target: service.target.clone(),
-                });
-                if let Some((_, evicted)) = self.table.insert(now, ports, socket) {
-                    node.resources.counters.associations_evicted += 1;
-                    self.sockets.remove(socket_key(evicted));
-                    node.actions.push_back(Action::CloseUdp { socket: evicted });
-                }
-                socket
-            }
+            None => match self.open(now, node, ports, service) {
+                Some(socket) => socket,
+                None => return,
+            },
         };
         node.send_datagram(UdpSocketRef::Local(socket), None, payload);
+    }
+
+    /// Opens a local socket for a visitor who has none.
+    fn open(
+        &mut self,
+        now: Instant,
+        node: &mut Node<Joined, AgentEvent>,
+        ports: FlowPorts,
+        service: &Service,
+    ) -> Option<UdpId> {
+        match self.table.make_room(&mut node.resources.budget) {
+            Ok(None) => {}
+            Ok(Some((_, evicted))) => {
+                node.resources.counters.associations_evicted += 1;
+                self.sockets.remove(socket_key(evicted));
+                node.actions.push_back(Action::CloseUdp { socket: evicted });
+            }
+            Err(NoMemory) => {
+                node.resources.counters.refused_memory += 1;
+                return None;
+            }
+        }
+        let key = self.sockets.insert_with(|_| ports)?;
+        let socket = UdpId {
+            index: key.index,
+            generation: key.generation,
+        };
+        node.resources.counters.associations_opened += 1;
+        node.actions.push_back(Action::DialUdp {
+            socket,
+            target: service.target.clone(),
+        });
+        self.table.insert(now, ports, socket);
+        Some(socket)
+    }
+
+    /// Asserts what must always hold, and returns what the associations are charged in all.
+    pub(super) fn check_invariants(&self) -> usize {
+        assert_eq!(self.table.len(), self.sockets.len(), "each association has one socket");
+        self.table.held()
     }
 
     pub(super) fn next_timeout(&self) -> Option<Instant> {
@@ -93,7 +116,7 @@ impl Agent {
         let Some(ports) = self.associations.sockets.remove(socket_key(socket)) else {
             return;
         };
-        self.associations.table.remove(ports);
+        self.associations.table.remove(ports, &mut self.node.resources.budget);
         self.node.resources.counters.dials_failed += 1;
         if let Some(service) = self
             .granted
@@ -110,7 +133,7 @@ impl Agent {
     }
 
     pub(super) fn associations_due(&mut self, now: Instant) {
-        while let Some((_, socket)) = self.associations.table.pop_idle(now) {
+        while let Some((_, socket)) = self.associations.table.pop_idle(now, &mut self.node.resources.budget) {
             self.associations.sockets.remove(socket_key(socket));
             self.node.actions.push_back(Action::CloseUdp { socket });
         }

@@ -70,10 +70,7 @@ impl Agent {
                 let stream = Stream::joined(Joined { service, visitor }, Some(flow), false);
                 match self.node.insert_stream(stream) {
                     Some(stream) => self.node.actions.push_back(Action::Dial { stream, target }),
-                    None => {
-                        self.node.resources.counters.refused_visitors_full += 1;
-                        self.refuse_flow(flow);
-                    }
+                    None => self.refuse_flow(flow),
                 }
             }
             Ok(proxy::Parsed::Incomplete) if view.broken || view.remote_fin => self.bad_header(flow),

@@ -217,6 +217,15 @@ impl Agent {
         self.node.resources.budget.used()
     }
 
+    /// Asserts what must always hold between the machine's parts; for tests and fuzzing.
+    ///
+    /// # Panics
+    /// If it does not hold, which is a fault of this crate.
+    pub fn check_invariants(&self) {
+        self.node
+            .check_invariants(self.associations.check_invariants() + self.uplink.held());
+    }
+
     /// Connections to local targets, those being dialled among them.
     #[must_use]
     pub fn connection_count(&self) -> usize {

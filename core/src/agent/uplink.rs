@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{Agent, AgentEvent};
+use crate::budget::BufferClass;
 use crate::control::{Channel, PORT, ToAgent, ToRelay, VERSION};
 use crate::machine::{Action, Path};
 use crate::stack::{FlowId, Owner};
@@ -94,6 +95,14 @@ impl Uplink {
             State::Closed => return None,
         };
         Some((self.due, reason))
+    }
+
+    /// What the control channel is charged.
+    pub(super) fn held(&self) -> usize {
+        match &self.state {
+            State::Greeting { channel, .. } | State::Serving { channel, .. } => channel.held(),
+            _ => 0,
+        }
     }
 
     fn channel_mut(&mut self) -> Option<&mut Channel> {
@@ -203,8 +212,9 @@ impl Agent {
             let Some(channel) = self.uplink.channel_mut().filter(|channel| channel.flow == flow) else {
                 return;
             };
-            channel.flush(&mut self.node.stack);
-            match channel.receive::<ToAgent>(&mut self.node.stack) {
+            let (stack, budget) = (&mut self.node.stack, &mut self.node.resources.budget);
+            let flushed = channel.flush(stack, budget);
+            match flushed.and_then(|()| channel.receive::<ToAgent>(stack, budget)) {
                 Ok(Some(message)) => self.message(now, message),
                 Ok(None) => break,
                 Err(_) => {
@@ -227,6 +237,7 @@ impl Agent {
         });
         if let Some(channel) = self.uplink.channel_mut() {
             let flow = channel.flow;
+            channel.close(&mut self.node.resources.budget);
             self.node.stack.release(flow, false, &mut self.node.resources);
         }
         self.uplink.state = State::Closed;
@@ -247,7 +258,7 @@ impl Agent {
                 };
                 self.granted.retain(|_, service| *service != index);
                 self.granted.insert(service_port, index);
-                self.node.stack.serve(service_port);
+                self.node.stack.serve(service_port, BufferClass::LARGEST);
                 self.node.event(AgentEvent::Granted { service: id, public });
             }
             ToAgent::Refused { id, code, message } => {
@@ -395,10 +406,15 @@ impl Agent {
     fn open_channel(&mut self, now: Instant) {
         let remote = self.config.relay.key.overlay_address();
         let node = &mut self.node;
-        match node
-            .stack
-            .connect(now, self.relay, remote, PORT, Owner::Channel, &mut node.resources)
-        {
+        match node.stack.connect(
+            now,
+            self.relay,
+            remote,
+            PORT,
+            Owner::Channel,
+            BufferClass::SMALLEST,
+            &mut node.resources,
+        ) {
             Ok(flow) => {
                 self.uplink.state = State::Greeting {
                     channel: Channel::new(flow),
@@ -455,6 +471,7 @@ impl Agent {
     fn drop_channel(&mut self) {
         if let Some(channel) = self.uplink.channel_mut() {
             let flow = channel.flow;
+            channel.close(&mut self.node.resources.budget);
             self.node.stack.release(flow, true, &mut self.node.resources);
         }
     }
@@ -462,7 +479,7 @@ impl Agent {
     fn send(&mut self, message: &ToRelay) {
         if let Some(channel) = self.uplink.channel_mut() {
             // A relay that does not read stops answering pings, which ends the channel.
-            let _ = channel.send(&mut self.node.stack, message);
+            let _ = channel.send(&mut self.node.stack, &mut self.node.resources.budget, message);
         }
     }
 

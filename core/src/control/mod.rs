@@ -7,12 +7,13 @@ use serde::de::DeserializeOwned;
 
 pub use self::message::{Kind, RefusalCode, UnknownKind};
 pub(crate) use self::message::{PORT, ToAgent, ToRelay, VERSION};
+use crate::budget::Budget;
 use crate::stack::{FlowId, Stack};
 
 /// The longest frame: its JSON, without the length in front.
 pub(crate) const MAX_FRAME: usize = 16 * 1024;
 /// Bytes that may wait to be sent before the other end counts as one that does not read.
-const MAX_WAITING: usize = 256 * 1024;
+const MAX_WAITING: usize = 64 * 1024;
 
 /// Why a channel cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +24,8 @@ pub(crate) enum ChannelError {
     Malformed,
     #[error("the other end does not read")]
     NotReading,
+    #[error("the memory budget is used up")]
+    NoMemory,
 }
 
 /// One end of a control channel.
@@ -31,21 +34,29 @@ pub(crate) struct Channel {
     pub(crate) flow: FlowId,
     decoder: Decoder,
     waiting: Vec<u8>,
+    held: usize,
 }
 
 impl Channel {
+    /// A channel over an open flow.
     pub(crate) fn new(flow: FlowId) -> Self {
         Self {
             flow,
             decoder: Decoder::default(),
             waiting: Vec::new(),
+            held: 0,
         }
     }
 
     /// Queues a message and sends what fits.
-    pub(crate) fn send<M: Serialize>(&mut self, stack: &mut Stack, message: &M) -> Result<(), ChannelError> {
+    pub(crate) fn send<M: Serialize>(
+        &mut self,
+        stack: &mut Stack,
+        budget: &mut Budget,
+        message: &M,
+    ) -> Result<(), ChannelError> {
         encode(message, &mut self.waiting)?;
-        self.flush(stack);
+        self.flush(stack, budget)?;
         if self.waiting.len() > MAX_WAITING {
             Err(ChannelError::NotReading)
         } else {
@@ -54,17 +65,26 @@ impl Channel {
     }
 
     /// Sends what waits and fits.
-    pub(crate) fn flush(&mut self, stack: &mut Stack) {
+    pub(crate) fn flush(&mut self, stack: &mut Stack, budget: &mut Budget) -> Result<(), ChannelError> {
         if !self.waiting.is_empty() {
             let sent = stack.send(self.flow, &self.waiting);
             self.waiting.drain(..sent);
+            if self.waiting.is_empty() {
+                self.waiting = Vec::new();
+            }
         }
+        self.account(budget)
     }
 
     /// Takes the next message that has arrived whole.
-    pub(crate) fn receive<M: DeserializeOwned>(&mut self, stack: &mut Stack) -> Result<Option<M>, ChannelError> {
+    pub(crate) fn receive<M: DeserializeOwned>(
+        &mut self,
+        stack: &mut Stack,
+        budget: &mut Budget,
+    ) -> Result<Option<M>, ChannelError> {
         loop {
             if let Some(message) = self.decoder.next()? {
+                self.account(budget)?;
                 return Ok(Some(message));
             }
             let decoder = &mut self.decoder;
@@ -72,9 +92,30 @@ impl Channel {
                 .drain(self.flow, &mut |bytes| decoder.push(bytes))
                 .is_none_or(|taken| taken == 0)
             {
+                self.account(budget)?;
                 return Ok(None);
             }
         }
+    }
+
+    /// Gives back what the channel was charged.
+    pub(crate) fn close(&mut self, budget: &mut Budget) {
+        budget.release(self.held);
+        *self = Self::new(self.flow);
+    }
+
+    /// What the channel is charged.
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
+    fn account(&mut self, budget: &mut Budget) -> Result<(), ChannelError> {
+        let held = self.decoder.buffer.capacity() + self.waiting.capacity();
+        if !budget.recharge(self.held, held) {
+            return Err(ChannelError::NoMemory);
+        }
+        self.held = held;
+        Ok(())
     }
 }
 
@@ -116,7 +157,7 @@ impl Decoder {
             return Ok(None);
         }
         let message = serde_json::from_slice(&self.buffer[2..len]).map_err(|_| ChannelError::Malformed)?;
-        self.buffer.clear();
+        self.buffer = Vec::new();
         Ok(Some(message))
     }
 

@@ -101,6 +101,8 @@ pub(crate) enum NodeEvent<X> {
 const SMALLEST_MEMORY: usize = 4 * 1024 * 1024;
 /// UDP payloads waiting for public and local sockets.
 const MAX_DATAGRAM_BYTES: usize = 512 * 1024;
+/// What a machine is charged from the start: its queues, and the fixed tables of the `wg` module.
+const FIXED_CHARGE: usize = MAX_DATAGRAM_BYTES + MAX_QUEUED_BYTES + 256 * 1024;
 /// By how much a deadline that did not move is pushed.
 const STUCK_PUSH: Duration = Duration::from_secs(1);
 
@@ -123,7 +125,7 @@ impl<X, E> Node<X, E> {
     ) -> Self {
         let mut random = Random::new(seed);
         let mut resources = Resources::new(limits.memory.max(SMALLEST_MEMORY));
-        let queues = resources.budget.charge(MAX_DATAGRAM_BYTES + MAX_QUEUED_BYTES);
+        let queues = resources.budget.charge(FIXED_CHARGE);
         debug_assert!(queues, "a budget holds its own queues");
         // Peers may take a quarter of the memory: flows are what it is for.
         let max_peers = limits.peers.min(limits.memory / 4 / PEER_CHARGE).max(1);
@@ -146,6 +148,24 @@ impl<X, E> Node<X, E> {
             latest: now,
             honoured: None,
         }
+    }
+
+    /// Asserts what must always hold. `held` is what the machine above was charged for its own parts.
+    pub(crate) fn check_invariants(&self, held: usize) {
+        let parts = [
+            ("queues", FIXED_CHARGE),
+            ("peers", self.wg.check_invariants()),
+            ("flows", self.stack.check_invariants()),
+            ("streams", self.streams_held()),
+            ("the machine", held),
+        ];
+        let sum: usize = parts.iter().map(|(_, bytes)| bytes).sum();
+        assert_eq!(sum, self.resources.budget.used(), "what is charged is held: {parts:?}");
+        let counters = &self.resources.counters;
+        assert_eq!(
+            counters.flows_opened - counters.flows_closed,
+            self.stack.flow_count() as u64
+        );
     }
 
     /// Time as this machine sees it: it never runs back.

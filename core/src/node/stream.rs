@@ -30,6 +30,8 @@ pub(crate) struct Stream<X> {
     write_ended: bool,
     from_socket: u64,
     to_socket: u64,
+    /// What the memory budget is charged for it: its state and the bytes held here.
+    held: usize,
 }
 
 /// How a stream ended, told to the machine once.
@@ -54,6 +56,8 @@ pub(crate) struct Ended<X> {
     pub(crate) to_socket: u64,
 }
 
+/// What a stream is charged besides the bytes it holds.
+const STREAM_STATE: usize = 512;
 /// How much is read of a head at a time.
 const HEAD_STEP: usize = 2048;
 /// How long a socket that was answered here may take to close.
@@ -88,6 +92,7 @@ impl<X> Stream<X> {
             write_ended: false,
             from_socket: 0,
             to_socket: 0,
+            held: 0,
         }
     }
 
@@ -112,6 +117,11 @@ impl<X, E> Node<X, E> {
         self.streams.get(key(id))
     }
 
+    /// What the streams are charged in all.
+    pub(crate) fn streams_held(&self) -> usize {
+        self.streams.iter().map(|(_, stream)| stream.held).sum()
+    }
+
     pub(crate) fn stream_mut(&mut self, id: StreamId) -> Option<&mut Stream<X>> {
         self.streams.get_mut(key(id))
     }
@@ -120,8 +130,17 @@ impl<X, E> Node<X, E> {
         self.streams.len()
     }
 
-    /// Adds a stream and asks for its bytes, unless there are as many as there may be.
-    pub(crate) fn insert_stream(&mut self, stream: Stream<X>) -> Option<StreamId> {
+    /// Adds a stream and asks for its bytes, unless there are as many as there may be or memory is short.
+    pub(crate) fn insert_stream(&mut self, mut stream: Stream<X>) -> Option<StreamId> {
+        if self.streams.is_full() {
+            self.resources.counters.refused_streams_full += 1;
+            return None;
+        }
+        stream.held = STREAM_STATE;
+        if !self.resources.budget.charge(stream.held) {
+            self.resources.counters.refused_memory += 1;
+            return None;
+        }
         let inserted = self.streams.insert_with(|_| stream)?;
         let id = StreamId {
             index: inserted.index,
@@ -142,11 +161,30 @@ impl<X, E> Node<X, E> {
         if let Some(head) = stream.head.take() {
             prefix.extend_from_slice(&head);
         }
-        stream.prefix = prefix;
         stream.flow = Some(flow);
         stream.on_broken = on_broken;
         self.stack.set_owner(flow, Owner::Stream(id));
-        self.service(id);
+        if self.hold(id, prefix.len()) {
+            if let Some(stream) = self.streams.get_mut(key(id)) {
+                stream.prefix = prefix;
+            }
+            self.service(id);
+        }
+    }
+
+    /// Charges a stream for the bytes it holds from now on. If there is no memory for them, the stream is dropped.
+    fn hold(&mut self, id: StreamId, bytes: usize) -> bool {
+        let Some(stream) = self.streams.get_mut(key(id)) else {
+            return false;
+        };
+        let held = STREAM_STATE + bytes;
+        if !self.resources.budget.recharge(stream.held, held) {
+            self.resources.counters.refused_memory += 1;
+            self.drop_stream(id, End::Dropped);
+            return false;
+        }
+        stream.held = held;
+        true
     }
 
     /// The kernel socket of a stream that was being dialled is connected.
@@ -157,19 +195,24 @@ impl<X, E> Node<X, E> {
         }
     }
 
-    /// Answers the socket from here, then closes it; its stream deadline is set. No flow has anything to do with it any more.
+    /// Answers the socket from here, then closes it; its stream deadline is set. No flow has anything to do with it any
+    /// more.
     pub(crate) fn answer(&mut self, id: StreamId, bytes: Vec<u8>) {
         let Some(stream) = self.streams.get_mut(key(id)) else {
             return;
         };
         stream.head = None;
         stream.prefix = Vec::new();
-        stream.answer = Some(bytes);
         if let Some(flow) = stream.flow.take() {
             self.stack.release(flow, true, &mut self.resources);
         }
-        self.stream_deadlines.set(id, self.latest + LINGER);
-        self.service(id);
+        if self.hold(id, bytes.len()) {
+            if let Some(stream) = self.streams.get_mut(key(id)) {
+                stream.answer = Some(bytes);
+            }
+            self.stream_deadlines.set(id, self.latest + LINGER);
+            self.service(id);
+        }
     }
 
     /// Ends a stream at once: RST to the socket and to the flow.
@@ -214,6 +257,8 @@ impl<X, E> Node<X, E> {
             stream.prefix.drain(..sent);
             if stream.prefix.is_empty() {
                 stream.prefix = Vec::new();
+                self.resources.budget.release(stream.held - STREAM_STATE);
+                stream.held = STREAM_STATE;
                 if stream.read_ended {
                     self.stack.close(flow);
                 }
@@ -274,6 +319,7 @@ impl<X, E> Node<X, E> {
         let Some(stream) = self.streams.remove(key(id)) else {
             return;
         };
+        self.resources.budget.release(stream.held);
         self.stream_deadlines.clear(id);
         if let Some(flow) = stream.flow {
             self.stack.release(flow, reset, &mut self.resources);
@@ -315,16 +361,21 @@ impl<M: Owned> ByteStream for StreamMut<'_, M> {
         if stream.read_ended {
             return None;
         }
-        if let Some(head) = &mut stream.head {
-            let start = head.len();
-            let room = HEAD_STEP.min(stream.head_limit - start);
+        if let Some(len) = stream.head.as_ref().map(Vec::len) {
+            let room = HEAD_STEP.min(stream.head_limit - len);
             if room == 0 {
                 stream.read_wanted = false;
                 return None;
             }
-            head.resize(start + room, 0);
-            let count = read(&mut head[start..]).min(room);
-            head.truncate(start + count);
+            if !node.hold(self.id, len + room) {
+                self.machine.settle(self.now);
+                return None;
+            }
+            let stream = node.streams.get_mut(key(self.id))?;
+            let head = stream.head.as_mut()?;
+            head.resize(len + room, 0);
+            let count = read(&mut head[len..]).min(room);
+            head.truncate(len + count);
             stream.from_socket += count as u64;
             self.machine.head_grew(self.now, self.id);
             return Some(count);

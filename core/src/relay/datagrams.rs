@@ -7,9 +7,10 @@ use std::time::Instant;
 use super::ingress::{Role, Visitor};
 use super::leases::{LeaseId, Leases};
 use super::{Relay, RelayEvent, listener_key};
-use crate::associations::Associations;
+use crate::associations::{Associations, NoMemory};
 use crate::machine::{ListenerId, UdpSocketRef};
 use crate::node::Node;
+use crate::resources::Resources;
 use crate::seed::Random;
 use crate::stack::TunnelDatagram;
 use crate::wg::PeerId;
@@ -69,9 +70,20 @@ impl VisitorAssociations {
     }
 
     /// The inner port that stands for a visitor, made if there is none.
-    fn port_for(&mut self, now: Instant, key: VisitorKey, lease: LeaseId, node: &mut Node<Visitor, RelayEvent>) -> u16 {
+    fn port_for(&mut self, now: Instant, key: VisitorKey, lease: LeaseId, resources: &mut Resources) -> Option<u16> {
         if let Some(association) = self.table.touch(now, key) {
-            return association.port;
+            return Some(association.port);
+        }
+        match self.table.make_room(&mut resources.budget) {
+            Ok(None) => {}
+            Ok(Some((_, evicted))) => {
+                resources.counters.associations_evicted += 1;
+                self.by_port.remove(&evicted.port);
+            }
+            Err(NoMemory) => {
+                resources.counters.refused_memory += 1;
+                return None;
+            }
         }
         let port = loop {
             let port = self.next_port;
@@ -80,28 +92,31 @@ impl VisitorAssociations {
                 break port;
             }
         };
-        node.resources.counters.associations_opened += 1;
+        resources.counters.associations_opened += 1;
         self.by_port.insert(port, key);
-        if let Some((_, evicted)) = self.table.insert(now, key, Association { port, lease }) {
-            node.resources.counters.associations_evicted += 1;
-            self.by_port.remove(&evicted.port);
-        }
-        port
+        self.table.insert(now, key, Association { port, lease });
+        Some(port)
     }
 
     /// Forgets the visitors of a listener that is closed.
-    pub(super) fn forget(&mut self, listener: ListenerId) {
+    pub(super) fn forget(&mut self, listener: ListenerId, resources: &mut Resources) {
         for key in self.table.keys_where(|key| key.0 == listener) {
-            if let Some(association) = self.table.remove(key) {
+            if let Some(association) = self.table.remove(key, &mut resources.budget) {
                 self.by_port.remove(&association.port);
             }
         }
     }
 
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
-        while let Some((_, association)) = self.table.pop_idle(now) {
+    pub(super) fn handle_timeout(&mut self, now: Instant, resources: &mut Resources) {
+        while let Some((_, association)) = self.table.pop_idle(now, &mut resources.budget) {
             self.by_port.remove(&association.port);
         }
+    }
+
+    /// Asserts what must always hold, and returns what the associations are charged in all.
+    pub(super) fn check_invariants(&self) -> usize {
+        assert_eq!(self.table.len(), self.by_port.len(), "each association has one port");
+        self.table.held()
     }
 
     pub(super) fn next_timeout(&self) -> Option<Instant> {
@@ -127,7 +142,9 @@ impl Relay {
         let Some(overlay) = self.node.wg.overlay(peer) else {
             return;
         };
-        let port = self.associations.port_for(now, (listener, remote), id, &mut self.node);
-        self.node.send_into_tunnel(peer, port, (overlay, service_port), payload);
+        let resources = &mut self.node.resources;
+        if let Some(port) = self.associations.port_for(now, (listener, remote), id, resources) {
+            self.node.send_into_tunnel(peer, port, (overlay, service_port), payload);
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::leases::{LeaseId, Place};
 use super::{Relay, listener_key};
+use crate::budget::BufferClass;
 use crate::control::Kind;
 use crate::http;
 use crate::machine::{ListenerId, StreamId};
@@ -57,7 +58,9 @@ pub struct Visitor {
     pub(super) remote: SocketAddr,
     local: SocketAddr,
     ingress: Option<Ingress>,
-    /// The public address of the lease it was matched to.
+    /// The lease it was matched to, which may have ended since.
+    pub(super) lease: Option<LeaseId>,
+    /// Its public address.
     pub(super) public: String,
 }
 
@@ -95,6 +98,7 @@ impl Relay {
             remote,
             local,
             ingress,
+            lease: None,
             public: String::new(),
         };
         let id = match role {
@@ -111,10 +115,7 @@ impl Relay {
             }
             Role::Port(_) => self.node.insert_stream(Stream::with_head(visitor, 0)),
         };
-        let Some(id) = id else {
-            self.node.resources.counters.refused_visitors_full += 1;
-            return None;
-        };
+        let id = id?;
         *self.sources.entry(source).or_default() += 1;
         self.node.resources.counters.visitors_accepted += 1;
         if let Role::Port(lease) = role {
@@ -218,9 +219,14 @@ impl Relay {
 
     /// Opens the flow for a visitor whose lease is known.
     fn carry(&mut self, now: Instant, id: StreamId, lease: LeaseId, wish: Wish) {
-        let Some(lease) = self.leases.get(lease).filter(|lease| lease.active) else {
+        let lease_id = lease;
+        let Some(lease) = self.leases.get_mut(lease).filter(|lease| lease.active) else {
             return self.node.drop_stream(id, End::Dropped);
         };
+        if lease.visitors >= self.config.visitors_per_lease {
+            self.node.resources.counters.refused_visitor_lease += 1;
+            return self.node.drop_stream(id, End::Dropped);
+        }
         let (peer, service_port, public) = (lease.peer, lease.service_port, lease.public.clone());
         let is_http = matches!(&lease.place, Place::Name(Kind::Http, _));
         let on_broken = is_http.then_some(bad_gateway as fn() -> Vec<u8>);
@@ -231,6 +237,8 @@ impl Relay {
             return;
         };
         stream.data.public = public;
+        stream.data.lease = Some(lease_id);
+        lease.visitors += 1;
         let (source, destination) = (stream.data.remote, stream.data.local);
         let mut unique_id = self.node.random.u64().to_be_bytes().to_vec();
         unique_id.extend(self.node.random.u64().to_be_bytes());
@@ -245,10 +253,15 @@ impl Relay {
         header.encode(&mut prefix);
         self.node.stream_deadlines.clear(id);
         let node = &mut self.node;
-        match node
-            .stack
-            .connect(now, peer, overlay, service_port, Owner::Stream(id), &mut node.resources)
-        {
+        match node.stack.connect(
+            now,
+            peer,
+            overlay,
+            service_port,
+            Owner::Stream(id),
+            BufferClass::LARGEST,
+            &mut node.resources,
+        ) {
             Ok(flow) => self.node.join(id, flow, prefix, on_broken),
             Err(error) => {
                 if is_http {

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use super::access::Refusal;
+use crate::budget::Budget;
 use crate::control::{Kind, RefusalCode};
 use crate::identity::{PublicKey, derived_name, derived_port};
 use crate::machine::{ListenerId, Transport};
@@ -41,6 +42,8 @@ pub(crate) struct Lease {
     pub(crate) listener: Option<ListenerId>,
     /// The agent has been told.
     pub(crate) active: bool,
+    /// Connections to it.
+    pub(crate) visitors: u32,
 }
 
 /// What is leased.
@@ -85,6 +88,8 @@ pub(crate) struct Leases {
     busy: BTreeMap<(Transport, u16), ()>,
 }
 
+/// What a lease is charged: its entries and texts, rounded up.
+const LEASE_CHARGE: usize = 1024;
 /// Names and ports that keys may hold for good. Far above what a relay of this size serves, and far below its memory.
 const MAX_BINDINGS: usize = 65_536;
 const MAX_BINDINGS_PER_KEY: usize = 256;
@@ -132,21 +137,27 @@ impl Leases {
         of_kind.next().is_none().then_some(id)
     }
 
-    pub(crate) fn insert(&mut self, lease: Lease) -> Result<LeaseId, Refusal> {
+    pub(crate) fn insert(&mut self, lease: Lease, budget: &mut Budget) -> Result<LeaseId, Refusal> {
+        let full = || Refusal::new(RefusalCode::LimitReached, "the relay holds as many leases as it may");
+        if self.table.is_full() || !budget.charge(LEASE_CHARGE) {
+            return Err(full());
+        }
         let place = lease.place.clone();
-        let inserted = self.table.insert_with(|_| lease);
-        let id = LeaseId(
-            inserted
-                .ok_or_else(|| Refusal::new(RefusalCode::LimitReached, "the relay holds as many leases as it may"))?,
-        );
+        let id = LeaseId(self.table.insert_with(|_| lease).ok_or_else(full)?);
         self.by_place.insert(place, id);
         Ok(id)
     }
 
-    pub(crate) fn remove(&mut self, id: LeaseId) -> Option<Lease> {
+    pub(crate) fn remove(&mut self, id: LeaseId, budget: &mut Budget) -> Option<Lease> {
         let lease = self.table.remove(id.0)?;
+        budget.release(LEASE_CHARGE);
         self.by_place.remove(&lease.place);
         Some(lease)
+    }
+
+    /// What the leases are charged in all.
+    pub(crate) fn held(&self) -> usize {
+        self.table.len() * LEASE_CHARGE
     }
 
     /// Finds a name for a service: the one asked for if the key may have it, or one derived from the key. Returns what

@@ -16,6 +16,7 @@ use self::ingress::{Listener, Role, Visitor};
 use self::leases::Leases;
 use self::sessions::Sessions;
 use crate::batch::TransmitBatch;
+use crate::budget::BufferClass;
 use crate::control::{Kind, RefusalCode};
 use crate::counters::Counters;
 use crate::identity::{PublicKey, SecretKey};
@@ -60,6 +61,8 @@ pub struct RelayConfig {
     pub limits: Limits,
     /// Connections from one source (an IPv4 address, an IPv6 /64) at a time.
     pub visitors_per_source: u32,
+    /// Connections to one lease at a time.
+    pub visitors_per_lease: u32,
     /// Leases one key may hold at a time.
     pub leases_per_key: usize,
     /// A relay with one HTTP lease only shows it under any Host.
@@ -84,6 +87,7 @@ impl RelayConfig {
             mtu: DEFAULT_MTU,
             limits: Limits::default(),
             visitors_per_source: 4096,
+            visitors_per_lease: 16_384,
             leases_per_key: 64,
             sole_lease_answers: false,
         }
@@ -211,7 +215,7 @@ impl Relay {
     #[must_use]
     pub fn new(now: Instant, config: RelayConfig) -> Self {
         let mut node = Node::new(now, &config.secret, config.mtu, &config.limits, true, config.seed);
-        node.stack.serve(crate::control::PORT);
+        node.stack.serve(crate::control::PORT, BufferClass::SMALLEST);
         let mut relay = Self {
             instance: node.random.u64(),
             listeners: Table::new(2 + usize::from(u16::MAX)),
@@ -283,6 +287,21 @@ impl Relay {
         self.settle(now);
     }
 
+    /// Asserts what must always hold between the machine's parts; for tests and fuzzing.
+    ///
+    /// # Panics
+    /// If it does not hold, which is a fault of this crate.
+    pub fn check_invariants(&self) {
+        let held = self.associations.check_invariants() + self.sessions.held() + self.leases.held();
+        self.node.check_invariants(held);
+        let visitors: u32 = self.sources.values().sum();
+        assert_eq!(
+            visitors as usize,
+            self.node.stream_count(),
+            "every visitor counts for its source"
+        );
+    }
+
     fn listen(&mut self, role: Role, addr: SocketAddr, transport: Transport) -> Option<ListenerId> {
         let key = self.listeners.insert_with(|_| Listener { role, addr })?;
         let listener = ListenerId {
@@ -332,6 +351,9 @@ impl Relay {
             if *count == 0 {
                 self.sources.remove(&visitor.source);
             }
+        }
+        if let Some(lease) = visitor.lease.and_then(|lease| self.leases.get_mut(lease)) {
+            lease.visitors -= 1;
         }
         let end = match ended.end {
             End::Finished => VisitorEnd::Finished,
@@ -471,7 +493,7 @@ impl Machine for Relay {
             self.visitor_overdue(id);
         }
         self.sessions_timeout(now);
-        self.associations.handle_timeout(now);
+        self.associations.handle_timeout(now, &mut self.node.resources);
         self.settle(now);
     }
 

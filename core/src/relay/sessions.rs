@@ -80,6 +80,14 @@ impl Sessions {
         self.deadlines.next()
     }
 
+    /// What the channels are charged in all.
+    pub(super) fn held(&self) -> usize {
+        self.channels
+            .values()
+            .map(|conversation| conversation.channel.held())
+            .sum()
+    }
+
     fn session_mut(&mut self, peer: PeerId) -> Option<&mut Session> {
         let flow = self.greeted.get(&peer)?;
         self.channels.get_mut(flow)?.session.as_mut()
@@ -104,7 +112,7 @@ impl Relay {
             .filter(|conversation| conversation.peer == view.peer)
             .count();
         if open >= CHANNELS_PER_PEER {
-            self.node.resources.counters.refused_flows_peer += 1;
+            self.node.resources.counters.refused_channels += 1;
             self.node.stack.release(flow, true, &mut self.node.resources);
             return;
         }
@@ -125,8 +133,9 @@ impl Relay {
             let Some(conversation) = self.sessions.channels.get_mut(&flow) else {
                 return;
             };
-            conversation.channel.flush(&mut self.node.stack);
-            match conversation.channel.receive::<ToRelay>(&mut self.node.stack) {
+            let (stack, budget) = (&mut self.node.stack, &mut self.node.resources.budget);
+            let received = conversation.channel.flush(stack, budget);
+            match received.and_then(|()| conversation.channel.receive::<ToRelay>(stack, budget)) {
                 Ok(Some(message)) => self.message(now, flow, message),
                 Ok(None) => break,
                 Err(error) => {
@@ -437,8 +446,9 @@ impl Relay {
             public,
             listener: None,
             active: false,
+            visitors: 0,
         };
-        let id = self.leases.insert(lease)?;
+        let id = self.leases.insert(lease, &mut self.node.resources.budget)?;
         if let Some(session) = self.sessions.session_mut(peer) {
             session.leases.insert(id);
             session.next_service_port = service_port.checked_add(1).unwrap_or(FIRST_SERVICE_PORT);
@@ -514,7 +524,11 @@ impl Relay {
         let Some(mut conversation) = self.sessions.channels.remove(&flow) else {
             return;
         };
-        conversation.channel.flush(&mut self.node.stack);
+        // What does not fit any more is lost with the channel.
+        let _ = conversation
+            .channel
+            .flush(&mut self.node.stack, &mut self.node.resources.budget);
+        conversation.channel.close(&mut self.node.resources.budget);
         self.sessions.deadlines.clear(flow);
         self.node.stack.release(flow, reset, &mut self.node.resources);
         let Some(session) = conversation.session else {
@@ -534,10 +548,10 @@ impl Relay {
     }
 
     fn drop_lease(&mut self, id: LeaseId) {
-        if let Some(lease) = self.leases.remove(id)
+        if let Some(lease) = self.leases.remove(id, &mut self.node.resources.budget)
             && let Some(listener) = lease.listener
         {
-            self.associations.forget(listener);
+            self.associations.forget(listener, &mut self.node.resources);
             self.unlisten(listener);
         }
     }
@@ -546,7 +560,11 @@ impl Relay {
         let Some(conversation) = self.sessions.channels.get_mut(&flow) else {
             return;
         };
-        if conversation.channel.send(&mut self.node.stack, message).is_err() {
+        if conversation
+            .channel
+            .send(&mut self.node.stack, &mut self.node.resources.budget, message)
+            .is_err()
+        {
             self.end_channel(flow, true, "it does not read its control channel");
         }
     }

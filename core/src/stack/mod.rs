@@ -13,7 +13,7 @@ mod flow;
 mod ip;
 mod schedule;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::ops::Range;
 use std::time::Instant;
@@ -26,6 +26,7 @@ use self::device::{PacketSlot, Port};
 use self::flow::{Flow, endpoint};
 use self::ip::{Inner, Payload, UDP_HEADERS};
 use self::schedule::Schedule;
+use crate::budget::BufferClass;
 use crate::byte_queue::ByteQueue;
 use crate::machine::StreamId;
 use crate::resources::Resources;
@@ -128,7 +129,7 @@ pub(crate) struct Stack {
     nothing: SocketSet<'static>,
     flows: Table<Flow>,
     by_key: Map<FlowKey, FlowId>,
-    served: BTreeSet<u16>,
+    served: BTreeMap<u16, BufferClass>,
     half_open: usize,
     timers: TimerQueue<FlowId>,
     schedule: Schedule,
@@ -166,7 +167,7 @@ impl Stack {
             nothing: SocketSet::new(Vec::new()),
             flows: Table::new(config.max_flows),
             by_key: Map::with_hasher(random.hasher()),
-            served: BTreeSet::new(),
+            served: BTreeMap::new(),
             half_open: 0,
             timers: TimerQueue::new(),
             schedule: Schedule::default(),
@@ -180,9 +181,9 @@ impl Stack {
         }
     }
 
-    /// Accepts connections to a port from now on.
-    pub(crate) fn serve(&mut self, port: u16) {
-        self.served.insert(port);
+    /// Accepts connections to a port from now on, with buffers of at most this class.
+    pub(crate) fn serve(&mut self, port: u16, largest: BufferClass) {
+        self.served.insert(port, largest);
     }
 
     /// No longer accepts connections to a port; those there are go on.
@@ -194,7 +195,8 @@ impl Stack {
         self.flows.len()
     }
 
-    /// Opens a connection to a peer.
+    /// Opens a connection to a peer, with buffers of at most this class.
+    #[expect(clippy::too_many_arguments, reason = "the other end, and what the flow is for")]
     pub(crate) fn connect(
         &mut self,
         now: Instant,
@@ -202,6 +204,7 @@ impl Stack {
         remote: Ipv6Addr,
         port: u16,
         owner: Owner,
+        largest: BufferClass,
         resources: &mut Resources,
     ) -> Result<FlowId, ConnectError> {
         let local_port = self.free_port(remote, port).ok_or(ConnectError::NoPort)?;
@@ -210,7 +213,7 @@ impl Stack {
             remote_port: port,
             local_port,
         };
-        let id = self.insert_flow(peer, key, false, resources)?;
+        let id = self.insert_flow(peer, key, false, largest, resources)?;
         let smoltcp_now = self.smoltcp_instant(now);
         let flow = self.flows.get_mut(id.0).ok_or(ConnectError::TooManyFlows)?;
         flow.owner = owner;
@@ -516,7 +519,7 @@ impl Stack {
         };
         let known = self.by_key.get(&key).copied();
         let id = match known {
-            None if opens && self.served.contains(&key.local_port) => {
+            None if opens && self.served.contains_key(&key.local_port) => {
                 match self.accept(peer, key, resources) {
                     Some(id) => Some(id),
                     // Full: no answer, so that the other end tries again.
@@ -579,7 +582,8 @@ impl Stack {
             resources.counters.refused_half_open += 1;
             return None;
         }
-        let id = self.insert_flow(peer, key, true, resources).ok()?;
+        let largest = *self.served.get(&key.local_port)?;
+        let id = self.insert_flow(peer, key, true, largest, resources).ok()?;
         let flow = self.flows.get_mut(id.0)?;
         let listening = flow.socket_mut().listen(endpoint(self.address, key.local_port));
         debug_assert!(listening.is_ok(), "a new socket can listen on a port that is not 0");
@@ -592,13 +596,14 @@ impl Stack {
         peer: PeerId,
         key: FlowKey,
         inbound: bool,
+        largest: BufferClass,
         resources: &mut Resources,
     ) -> Result<FlowId, ConnectError> {
         if self.flows.is_full() {
             resources.counters.refused_flows_full += 1;
             return Err(ConnectError::TooManyFlows);
         }
-        let Some(class) = resources.budget.charge_flow() else {
+        let Some(class) = resources.budget.charge_flow(largest) else {
             resources.counters.refused_memory += 1;
             return Err(ConnectError::NoMemory);
         };
@@ -711,6 +716,29 @@ impl Stack {
             flow.queued = true;
             self.schedule.push(flow.peer, id);
         }
+    }
+
+    /// Asserts what must always hold, and returns what the flows are charged in all.
+    pub(crate) fn check_invariants(&self) -> usize {
+        assert_eq!(
+            self.by_key.len(),
+            self.flows.len(),
+            "every flow is in the map, and nothing else is"
+        );
+        let mut charged = 0;
+        let mut half_open = 0;
+        for (key, flow) in self.flows.iter() {
+            assert_eq!(
+                self.by_key.get(&flow.key),
+                Some(&FlowId(key)),
+                "the map leads to the flow"
+            );
+            charged += flow.class.charge();
+            half_open += usize::from(flow.is_half_open());
+        }
+        assert_eq!(half_open, self.half_open, "half-open flows are counted");
+        assert!(half_open <= self.config.max_half_open);
+        charged
     }
 
     fn free_port(&mut self, remote: Ipv6Addr, remote_port: u16) -> Option<u16> {

@@ -425,6 +425,18 @@ impl Wg {
         self.outbox.front().map(|message| (message.path, message.len))
     }
 
+    /// Asserts what must always hold, and returns what the peers are charged in all.
+    pub(crate) fn check_invariants(&self) -> usize {
+        assert_eq!(self.by_index.len(), self.peers.len(), "every peer has an index");
+        assert_eq!(self.by_key.len(), self.peers.len(), "every peer has a key");
+        assert_eq!(
+            self.by_overlay.len(),
+            self.peers.len(),
+            "every peer has an overlay address"
+        );
+        self.peers.len() * PEER_CHARGE
+    }
+
     fn find(&self, receiver_index: u32, resources: &mut Resources) -> Option<PeerId> {
         let found = self.by_index.get(&(receiver_index >> 8)).copied();
         if found.is_none() {

@@ -487,6 +487,10 @@ impl Sim {
     /// Moves the clock to the next thing due, at most to `end`. False if that was reached.
     pub fn step(&mut self, end: Instant) -> bool {
         self.settle();
+        if self.relay.machine.census().flows < 50 {
+            self.relay.machine.check_invariants();
+            self.agent.machine.check_invariants();
+        }
         let next = [
             self.wire.peek().map(|Reverse((at, ..))| *at),
             self.relay
