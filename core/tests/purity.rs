@@ -1,5 +1,10 @@
 //! The core is pure: it depends on no runtime, and its sources name nothing of the operating system.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "it looks at the sources, and is no part of the core"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

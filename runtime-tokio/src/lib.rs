@@ -21,6 +21,12 @@
 //! driver yields in a way that lets tokio look for new readiness before it goes on. tokio's own cooperative budget is
 //! switched off for the driver: it counts operations on single sockets and would make thousands of them look blocked.
 //!
+//! # The end
+//!
+//! Tasks and sockets end with the driver, or with its future if that is dropped. A look-up that the system has begun
+//! cannot be cancelled: its thread of tokio's blocking pool ends when the system answers. A program that wants to leave
+//! sooner uses `Runtime::shutdown_background`.
+//!
 //! # Example
 //!
 //! ```no_run

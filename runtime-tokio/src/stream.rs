@@ -1,4 +1,7 @@
 //! Kernel streams: bytes from the socket into the machine's buffers and back, without a buffer in between.
+//!
+//! A failure is found by reading or writing. So a reset that comes after the end of file stays unseen until the machine
+//! has bytes to write.
 
 use std::io::{self, Read as _};
 use std::net::Shutdown;

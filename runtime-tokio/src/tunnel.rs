@@ -43,6 +43,8 @@ pub(crate) struct Outbox {
     next: usize,
     /// There is a train to be sent.
     pub(crate) full: bool,
+    /// The socket was full; counted once for each train.
+    blocked: bool,
 }
 
 impl Outbox {
@@ -51,6 +53,7 @@ impl Outbox {
             batch: TransmitBatch::new(max_segments, TRAIN_BYTES),
             next: 0,
             full: false,
+            blocked: false,
         }
     }
 
@@ -58,6 +61,7 @@ impl Outbox {
     pub(crate) fn filled(&mut self) {
         self.next = 0;
         self.full = true;
+        self.blocked = false;
     }
 
     /// The part of the train that starts at segment `from` and holds at most `max` segments, and how many it holds.
@@ -202,13 +206,16 @@ impl Tunnel {
                 src_ip: source,
             };
             let mut result = self.try_send(&transmit);
-            if source.is_some() && result.as_ref().is_err_and(is_refused_argument) {
-                // Either the train is refused or our own address is not ours any more (a roaming host).
+            if source.is_some() && result.as_ref().is_err_and(may_be_source) {
+                // Perhaps our own address is not ours any more (a roaming host): let the kernel choose.
+                let refused = result.as_ref().is_err_and(is_refused_argument);
                 transmit.src_ip = None;
                 result = self.try_send(&transmit);
                 if result.is_ok() {
                     stats.source_fallbacks += 1;
-                    self.restore_offloads();
+                    if refused {
+                        self.restore_offloads();
+                    }
                 }
             }
             match result {
@@ -219,7 +226,8 @@ impl Tunnel {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     match self.socket.poll_send_ready(&mut self.source.context()) {
                         Poll::Pending => {
-                            stats.tunnel_tx_blocked += 1;
+                            let first = !std::mem::replace(&mut outbox.blocked, true);
+                            stats.tunnel_tx_blocked += u64::from(first);
                             return Poll::Pending;
                         }
                         Poll::Ready(_) => continue,
@@ -260,9 +268,18 @@ fn segments(len: usize, stride: usize) -> u64 {
     if stride == 0 { 1 } else { len.div_ceil(stride) as u64 }
 }
 
-/// The answers of kernels and drivers that do not take a train, or not this source address.
+/// The answers of kernels and drivers that do not take a train.
 fn is_refused_argument(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
+}
+
+/// The answers of kernels to a source address that is not the host's. They have other causes too.
+fn may_be_source(error: &io::Error) -> bool {
+    is_refused_argument(error)
+        || matches!(
+            error.raw_os_error(),
+            Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EADDRNOTAVAIL)
+        )
 }
 
 /// Asks for larger socket buffers and says what was granted; the system may cap them silently.
@@ -283,4 +300,51 @@ fn request_buffers(socket: &std::net::UdpSocket, bytes: usize) {
         receive = socket.recv_buffer_size().ok(),
         "buffers of the tunnel's socket"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use portal_core::{Destination, UdpSocketRef};
+
+    use super::*;
+
+    /// A train of datagrams of these sizes, which has to be cut into parts of at most `max`; answers the parts' bytes and
+    /// datagrams.
+    fn parts(sizes: &[usize], max: usize) -> Vec<(usize, usize)> {
+        let mut outbox = Outbox::new(64);
+        let destination = Destination {
+            socket: UdpSocketRef::Tunnel,
+            path: None,
+        };
+        for (n, size) in sizes.iter().enumerate() {
+            assert!(outbox.batch.fits(destination, *size));
+            outbox.batch.reserve()[..*size].fill(n as u8);
+            outbox.batch.commit(destination, *size);
+        }
+        let (mut next, mut parts) = (0, Vec::new());
+        while next < outbox.batch.segments() {
+            let (contents, count) = outbox.part(next, max);
+            assert!(contents.first().is_none_or(|byte| *byte == next as u8));
+            parts.push((contents.len(), count));
+            next += count;
+        }
+        let singly: Vec<_> = outbox.datagrams().map(<[u8]>::len).collect();
+        assert_eq!(singly, sizes);
+        parts
+    }
+
+    #[test]
+    fn a_train_is_cut_at_its_datagrams() {
+        assert_eq!(parts(&[10, 10, 10, 10, 4], 64), [(44, 5)]);
+        assert_eq!(parts(&[10, 10, 10, 10, 4], 2), [(20, 2), (20, 2), (4, 1)]);
+        assert_eq!(parts(&[10, 10, 4], 1), [(10, 1), (10, 1), (4, 1)]);
+        assert_eq!(parts(&[10], 64), [(10, 1)]);
+    }
+
+    #[test]
+    fn empty_datagrams_go_alone() {
+        assert_eq!(parts(&[0], 64), [(0, 1)]);
+        assert_eq!(parts(&[0, 0, 0], 64), [(0, 1); 3]);
+        assert_eq!(parts(&[10, 10, 0], 64), [(20, 2), (0, 1)]);
+    }
 }
