@@ -39,6 +39,7 @@ mod counters;
 pub mod http;
 pub mod identity;
 mod machine;
+mod metrics;
 pub mod names;
 mod node;
 pub mod proxy;

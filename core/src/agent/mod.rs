@@ -16,6 +16,7 @@ use crate::control::{Kind, RefusalCode};
 use crate::counters::Counters;
 use crate::identity::SecretKey;
 use crate::machine::{Action, DialError, ListenerId, Machine, Path, SocketEvent, StreamId, Target, UdpSocketRef};
+use crate::metrics;
 use crate::node::{DEFAULT_MTU, End, Ended, Limits, Node, NodeEvent, Owned, StreamMut};
 use crate::stack::Owner;
 use crate::uri::RelayUri;
@@ -215,6 +216,30 @@ impl Agent {
     #[must_use]
     pub fn memory_used(&self) -> usize {
         self.node.resources.budget.used()
+    }
+
+    /// Counters and gauges as OpenMetrics text.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let gauges = [
+            (
+                "connections",
+                "Connections to local targets.",
+                self.connection_count() as u64,
+            ),
+            ("flows", "Flows in the tunnel.", self.node.stack.flow_count() as u64),
+            (
+                "memory_used_bytes",
+                "Bytes charged to the memory budget.",
+                self.memory_used() as u64,
+            ),
+            (
+                "memory_limit_bytes",
+                "The memory budget.",
+                self.config.limits.memory as u64,
+            ),
+        ];
+        metrics::render("portal_agent", self.counters(), &gauges)
     }
 
     /// Asserts what must always hold between the machine's parts; for tests and fuzzing.

@@ -21,6 +21,7 @@ use crate::control::{Kind, RefusalCode};
 use crate::counters::Counters;
 use crate::identity::{PublicKey, SecretKey};
 use crate::machine::{Action, ListenerId, Machine, Path, SocketEvent, StreamId, Transport, UdpSocketRef};
+use crate::metrics;
 use crate::node::{DEFAULT_MTU, End, Ended, Limits, Node, NodeEvent, Owned, StreamMut};
 use crate::seed::Map;
 use crate::stack::Owner;
@@ -256,6 +257,30 @@ impl Relay {
     #[must_use]
     pub fn memory_used(&self) -> usize {
         self.node.resources.budget.used()
+    }
+
+    /// Counters and gauges as OpenMetrics text.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let census = self.census();
+        let gauges = [
+            ("peers", "WireGuard peers.", census.peers as u64),
+            ("agents", "Agents with a control channel.", census.agents as u64),
+            ("leases", "Leases.", census.leases as u64),
+            ("visitors", "Visitor connections.", census.visitors as u64),
+            ("flows", "Flows in the tunnels.", census.flows as u64),
+            (
+                "memory_used_bytes",
+                "Bytes charged to the memory budget.",
+                self.memory_used() as u64,
+            ),
+            (
+                "memory_limit_bytes",
+                "The memory budget.",
+                self.config.limits.memory as u64,
+            ),
+        ];
+        metrics::render("portal_relay", self.counters(), &gauges)
     }
 
     /// How many agents, leases, visitors and flows there are.
