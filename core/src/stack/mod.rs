@@ -140,6 +140,9 @@ pub(crate) struct Stack {
     next: PacketSlot,
     next_peer: Option<PeerId>,
     port_cursor: u16,
+    /// Sockets that smoltcp was asked to look at, for the test that idle ones are not.
+    #[cfg(test)]
+    polls: u64,
 }
 
 impl Stack {
@@ -175,6 +178,8 @@ impl Stack {
             queue: ByteQueue::new(MAX_QUEUED_BYTES),
             next: PacketSlot::new(config.mtu),
             next_peer: None,
+            #[cfg(test)]
+            polls: 0,
             reply,
             port_cursor: FIRST_EPHEMERAL
                 + u16::try_from(random.below(u32::from(u16::MAX - FIRST_EPHEMERAL))).unwrap_or(0),
@@ -631,6 +636,10 @@ impl Stack {
             incoming: None,
             outgoing: &mut self.next,
         };
+        #[cfg(test)]
+        {
+            self.polls += 1;
+        }
         let polled = self.interface.poll_egress(smoltcp_now, &mut port, &mut flow.set);
         let changed = flow.observe();
         if polled != PollResult::None && !self.next.is_empty() {
@@ -763,3 +772,6 @@ impl Stack {
         self.epoch + std::time::Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0))
     }
 }
+
+#[cfg(test)]
+mod tests;

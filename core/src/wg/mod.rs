@@ -47,6 +47,14 @@ pub(crate) use self::admission::source_prefix;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct PeerId(Key);
 
+#[cfg(test)]
+impl PeerId {
+    /// A peer that no table knows.
+    pub(crate) fn for_tests(index: u32) -> Self {
+        Self(Key { index, generation: 0 })
+    }
+}
+
 /// What a data message adds to its packet: header and tag (WireGuard paper, section 5.4.6).
 pub(crate) const DATA_OVERHEAD: usize = 32;
 /// What one peer is charged in the memory budget: boringtun's state (11 KiB) and our entries.
@@ -550,3 +558,6 @@ pub(crate) const PLAIN_BUFFER: usize = MAX_DATAGRAM + DATA_OVERHEAD;
 pub(crate) fn padded(len: usize, mtu: usize) -> usize {
     len.next_multiple_of(16).min(mtu.max(len))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,379 @@
+//! Two stacks that hand each other packets, without a tunnel between them.
+
+use std::time::Duration;
+
+use super::*;
+use crate::identity::PublicKey;
+use crate::timers::tests::some_instant;
+
+/// One end.
+struct End {
+    stack: Stack,
+    resources: Resources,
+    /// The other end.
+    peer: PeerId,
+    /// Packets made, with and without data.
+    made: (u64, u64),
+}
+
+struct Ends {
+    now: Instant,
+    a: End,
+    b: End,
+    /// Drops every packet from the first to the second.
+    cut: bool,
+}
+
+const MTU: usize = 1280;
+const PORT: u16 = 1024;
+
+fn end(now: Instant, byte: u8, peer: u8, seed: u8) -> End {
+    let address = PublicKey::from_bytes([byte; 32]).overlay_address();
+    let config = StackConfig {
+        mtu: MTU,
+        max_flows: 20_000,
+        max_half_open: 64,
+    };
+    let mut random = Random::new([seed; 32]);
+    let mut stack = Stack::new(now, address, config, &mut random);
+    stack.serve(PORT, BufferClass::LARGEST);
+    End {
+        stack,
+        resources: Resources::new(1 << 30),
+        peer: PeerId::for_tests(u32::from(peer)),
+        made: (0, 0),
+    }
+}
+
+impl End {
+    fn packets(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        let mut packets = Vec::new();
+        while self
+            .stack
+            .peek_packet(now, |_| true, |_| {}, &mut self.resources)
+            .is_some()
+        {
+            let packet = self.stack.packet().to_vec();
+            let inner = ip::parse(&packet).expect("a packet that parses");
+            match inner.payload {
+                Payload::Tcp { has_data: true, .. } => self.made.0 += 1,
+                _ => self.made.1 += 1,
+            }
+            self.stack.take_packet();
+            packets.push(packet);
+        }
+        packets
+    }
+
+    fn take(&mut self, now: Instant, packets: &[Vec<u8>]) {
+        for packet in packets {
+            assert!(packet.len() <= MTU);
+            self.stack.ingress(now, self.peer, packet, &mut self.resources);
+        }
+    }
+
+    fn touched(&mut self) -> Vec<FlowId> {
+        std::iter::from_fn(|| self.stack.pop_touched()).collect()
+    }
+
+    fn read(&mut self, flow: FlowId) -> Vec<u8> {
+        let mut read = Vec::new();
+        while self
+            .stack
+            .drain(flow, &mut |bytes| {
+                read.extend_from_slice(bytes);
+                bytes.len()
+            })
+            .is_some()
+        {}
+        read
+    }
+
+    fn state(&self, flow: FlowId) -> Option<State> {
+        self.stack.flows.get(flow.0).map(|flow| flow.socket().state())
+    }
+}
+
+impl Ends {
+    fn new() -> Self {
+        let now = some_instant();
+        Self {
+            now,
+            a: end(now, 1, 2, 1),
+            b: end(now, 2, 1, 2),
+            cut: false,
+        }
+    }
+
+    /// Exchanges packets until there are none.
+    fn exchange(&mut self) {
+        loop {
+            let (up, down) = (self.a.packets(self.now), self.b.packets(self.now));
+            if up.is_empty() && down.is_empty() {
+                return;
+            }
+            if !self.cut {
+                self.b.take(self.now, &up);
+            }
+            self.a.take(self.now, &down);
+        }
+    }
+
+    fn wait(&mut self, duration: Duration) {
+        self.now += duration;
+        self.a.stack.handle_timeout(self.now);
+        self.b.stack.handle_timeout(self.now);
+        self.exchange();
+    }
+
+    /// A connection from the first to the second, and how each knows it.
+    fn connect(&mut self) -> (FlowId, FlowId) {
+        self.b.touched();
+        let remote = self.b.stack.address;
+        let owner = Owner::Stream(StreamId::from_parts(0, 0));
+        let End {
+            stack, resources, peer, ..
+        } = &mut self.a;
+        let flow = stack
+            .connect(self.now, *peer, remote, PORT, owner, BufferClass::LARGEST, resources)
+            .unwrap();
+        self.exchange();
+        let accepted = *self.b.touched().last().expect("a flow was accepted");
+        self.b.stack.set_owner(accepted, owner);
+        assert!(self.b.stack.view(accepted).unwrap().established);
+        (flow, accepted)
+    }
+
+    fn check(&self) {
+        for end in [&self.a, &self.b] {
+            assert_eq!(end.stack.check_invariants(), end.resources.budget.used());
+        }
+    }
+}
+
+#[test]
+fn bytes_go_both_ways_and_everything_is_given_back() {
+    let mut ends = Ends::new();
+    let (a, b) = ends.connect();
+    assert_eq!(ends.a.stack.send(a, b"ping"), 4);
+    ends.exchange();
+    assert_eq!(ends.b.read(b), b"ping");
+    assert_eq!(ends.b.stack.send(b, b"pong"), 4);
+    ends.b.stack.close(b);
+    ends.exchange();
+    assert_eq!(ends.a.read(a), b"pong");
+    assert!(ends.a.stack.view(a).unwrap().remote_fin);
+    assert_eq!(
+        ends.a.stack.send(a, b"after their fin"),
+        15,
+        "half-close: sending goes on"
+    );
+    ends.exchange();
+    assert_eq!(ends.b.read(b), b"after their fin");
+    ends.check();
+    ends.a.stack.release(a, false, &mut ends.a.resources);
+    ends.b.stack.release(b, false, &mut ends.b.resources);
+    ends.exchange();
+    ends.check();
+    assert_eq!((ends.a.stack.flow_count(), ends.b.stack.flow_count()), (0, 0));
+    assert_eq!((ends.a.resources.budget.used(), ends.b.resources.budget.used()), (0, 0));
+}
+
+/// smoltcp clears what was not read when TIME-WAIT ends after 10 s.
+#[test]
+fn unread_bytes_outlive_time_wait() {
+    let mut ends = Ends::new();
+    let (a, b) = ends.connect();
+    ends.a.stack.close(a);
+    ends.exchange();
+    ends.b.stack.send(b, b"read me later");
+    ends.b.stack.close(b);
+    ends.exchange();
+    assert_eq!(ends.a.state(a), Some(State::TimeWait));
+    for _ in 0..60 {
+        ends.wait(Duration::from_secs(1));
+    }
+    assert_eq!(ends.a.read(a), b"read me later");
+    assert!(!ends.a.stack.view(a).unwrap().broken);
+}
+
+/// smoltcp keeps FIN-WAIT-2 for ever.
+#[test]
+fn a_flow_that_nobody_owns_ends_although_the_other_side_never_says_fin() {
+    let mut ends = Ends::new();
+    let (a, b) = ends.connect();
+    ends.a.stack.release(a, false, &mut ends.a.resources);
+    ends.exchange();
+    assert_eq!(ends.a.state(a), Some(State::FinWait2));
+    assert!(ends.b.stack.view(b).unwrap().remote_fin);
+    for _ in 0..90 {
+        ends.wait(Duration::from_secs(1));
+    }
+    assert_eq!(ends.a.stack.flow_count(), 0);
+}
+
+#[test]
+fn a_dead_other_end_is_noticed_and_a_live_idle_one_is_kept() {
+    let mut ends = Ends::new();
+    let (a, b) = ends.connect();
+    for _ in 0..600 {
+        ends.wait(Duration::from_secs(1));
+    }
+    assert_eq!(
+        (ends.a.state(a), ends.b.state(b)),
+        (Some(State::Established), Some(State::Established))
+    );
+    ends.cut = true;
+    for _ in 0..420 {
+        ends.wait(Duration::from_secs(1));
+    }
+    assert!(
+        ends.b.stack.view(b).unwrap().broken,
+        "nothing was heard for more than five minutes"
+    );
+}
+
+/// smoltcp's default seed gives two interfaces the same first sequence number.
+#[test]
+fn two_stacks_begin_with_different_sequence_numbers() {
+    let now = some_instant();
+    let first = |seed| {
+        let mut a = end(now, 1, 2, seed);
+        let remote = PublicKey::from_bytes([2; 32]).overlay_address();
+        let owner = Owner::Stream(StreamId::from_parts(0, 0));
+        a.stack
+            .connect(
+                now,
+                a.peer,
+                remote,
+                PORT,
+                owner,
+                BufferClass::SMALLEST,
+                &mut a.resources,
+            )
+            .unwrap();
+        let packet = a.packets(now).pop().unwrap();
+        (packet[44..48].to_vec(), packet[40..42].to_vec())
+    };
+    assert_eq!(first(1), first(1), "the seed decides");
+    assert_ne!(first(1).0, first(2).0, "sequence numbers");
+    assert_ne!(first(1).1, first(2).1, "ports");
+}
+
+#[test]
+fn no_step_visits_idle_flows() {
+    let mut ends = Ends::new();
+    let (a, b) = ends.connect();
+    for _ in 0..5000 {
+        ends.connect();
+    }
+    ends.a.stack.polls = 0;
+    ends.b.stack.polls = 0;
+    let before = (ends.a.made.0, ends.b.made.1);
+    assert_eq!(ends.a.stack.send(a, &[7; 100_000]), 100_000);
+    ends.exchange();
+    assert_eq!(ends.b.read(b).len(), 100_000);
+    let packets = ends.a.made.0 - before.0 + ends.b.made.1 - before.1;
+    let polls = ends.a.stack.polls + ends.b.stack.polls;
+    assert!(
+        polls < 4 * packets,
+        "{polls} polls of sockets for {packets} packets among 5000 idle flows"
+    );
+}
+
+/// One acknowledgement for a whole batch would starve smoltcp's sender.
+#[test]
+fn a_batch_of_data_draws_an_acknowledgement_for_every_second_packet() {
+    let mut ends = Ends::new();
+    let (a, _) = ends.connect();
+    for _ in 0..6 {
+        ends.a.stack.send(a, &[1; 60_000]);
+        ends.exchange();
+        let b = *ends.b.touched().last().unwrap();
+        ends.b.read(b);
+    }
+    ends.a.stack.send(a, &[1; 40_000]);
+    let batch = ends.a.packets(ends.now);
+    assert!(batch.len() > 20, "only {} packets", batch.len());
+    ends.b.take(ends.now, &batch);
+    let answers = ends.b.packets(ends.now);
+    assert!(
+        answers.len() >= batch.len() / 2,
+        "{} answers to {} packets",
+        answers.len(),
+        batch.len()
+    );
+}
+
+#[test]
+fn a_connection_to_a_port_that_is_not_served_is_reset_at_once() {
+    let mut ends = Ends::new();
+    let remote = ends.b.stack.address;
+    let owner = Owner::Stream(StreamId::from_parts(0, 0));
+    let End {
+        stack, resources, peer, ..
+    } = &mut ends.a;
+    let flow = stack
+        .connect(ends.now, *peer, remote, 77, owner, BufferClass::SMALLEST, resources)
+        .unwrap();
+    ends.exchange();
+    assert!(ends.a.stack.view(flow).unwrap().broken);
+    assert_eq!(ends.b.stack.flow_count(), 0);
+}
+
+#[test]
+fn half_open_flows_are_bounded_and_end_by_themselves() {
+    let mut ends = Ends::new();
+    let remote = ends.b.stack.address;
+    let owner = Owner::Stream(StreamId::from_parts(0, 0));
+    let mut opened = Vec::new();
+    for _ in 0..100 {
+        let End {
+            stack, resources, peer, ..
+        } = &mut ends.a;
+        opened.push(
+            stack
+                .connect(ends.now, *peer, remote, PORT, owner, BufferClass::SMALLEST, resources)
+                .unwrap(),
+        );
+    }
+    let syns = ends.a.packets(ends.now);
+    ends.b.take(ends.now, &syns);
+    ends.b.packets(ends.now);
+    assert_eq!(ends.b.stack.flow_count(), 64);
+    assert_eq!(ends.b.resources.counters.refused_half_open, 36);
+    ends.cut = true;
+    for _ in 0..15 {
+        ends.now += Duration::from_secs(1);
+        ends.b.stack.handle_timeout(ends.now);
+        ends.b.packets(ends.now);
+    }
+    assert_eq!(ends.b.stack.flow_count(), 0);
+    ends.check();
+}
+
+#[test]
+fn any_packet_is_a_reply_or_a_counted_drop() {
+    let mut ends = Ends::new();
+    let (a, _) = ends.connect();
+    ends.a.stack.send(a, b"some bytes");
+    let real = ends.a.packets(ends.now).pop().unwrap();
+    let mut random = Random::new([3; 32]);
+    for _ in 0..50_000 {
+        let mut packet = real.clone();
+        for _ in 0..=random.below(3) {
+            // The source stays: the layer below has checked it.
+            let at = random.below(packet.len() as u32) as usize;
+            if !(8..24).contains(&at) {
+                packet[at] = random.u32() as u8;
+            }
+        }
+        packet.truncate(1 + random.below(packet.len() as u32) as usize);
+        ends.b
+            .stack
+            .ingress(ends.now, ends.b.peer, &packet, &mut ends.b.resources);
+        ends.b.packets(ends.now);
+    }
+    assert!(ends.b.resources.counters.drop_inner_packet > 1000);
+    ends.check();
+}
