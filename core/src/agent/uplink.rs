@@ -27,6 +27,8 @@ pub(super) struct Uplink {
     failures: u32,
     relay_instance: Option<u64>,
     reported: u32,
+    /// When services that were refused, and may be granted later, are asked for again.
+    register_again: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -66,6 +68,8 @@ const PONG_DEADLINE: Duration = Duration::from_secs(3);
 const PINGS_UNTIL_DOWN: u32 = 4;
 /// How long a refused agent waits before it asks again: a grant is all it takes.
 const REFUSED_RETRY: Duration = Duration::from_secs(3);
+/// The same for a single service.
+const REGISTER_AGAIN: Duration = Duration::from_secs(15);
 /// How long an agent waits after failures in a row.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
@@ -82,6 +86,7 @@ impl Uplink {
             failures: 0,
             relay_instance: None,
             reported: 0,
+            register_again: None,
         }
     }
 
@@ -94,7 +99,10 @@ impl Uplink {
             State::Waiting => "next try",
             State::Closed => return None,
         };
-        Some((self.due, reason))
+        match self.register_again {
+            Some(again) if again < self.due => Some((again, "refused service")),
+            _ => Some((self.due, reason)),
+        }
     }
 
     /// What the control channel is charged.
@@ -116,6 +124,9 @@ impl Uplink {
 impl Agent {
     /// Does what the uplink waits for, if it is due.
     pub(super) fn uplink_due(&mut self, now: Instant) {
+        if self.uplink.register_again.is_some_and(|again| again <= now) {
+            self.register_missing();
+        }
         if now < self.uplink.due {
             return;
         }
@@ -262,6 +273,9 @@ impl Agent {
                 self.node.event(AgentEvent::Granted { service: id, public });
             }
             ToAgent::Refused { id, code, message } => {
+                if code.may_pass() {
+                    self.uplink.register_again = Some(now + REGISTER_AGAIN);
+                }
                 self.node.event(AgentEvent::Refused {
                     service: id,
                     code,
@@ -333,11 +347,19 @@ impl Agent {
                 relay,
             });
         }
+        self.register_missing();
+    }
+
+    /// Asks for the services that have no lease.
+    fn register_missing(&mut self) {
+        self.uplink.register_again = None;
         let registers: Vec<_> = self
             .config
             .services
             .iter()
-            .map(|service| ToRelay::Register {
+            .enumerate()
+            .filter(|(index, _)| !self.granted.values().any(|granted| granted == index))
+            .map(|(_, service)| ToRelay::Register {
                 id: service.id.clone(),
                 kind: service.kind,
                 name: service.name.clone(),
@@ -469,6 +491,7 @@ impl Agent {
     }
 
     fn drop_channel(&mut self) {
+        self.uplink.register_again = None;
         if let Some(channel) = self.uplink.channel_mut() {
             let flow = channel.flow;
             channel.close(&mut self.node.resources.budget);

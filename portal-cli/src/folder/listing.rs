@@ -45,9 +45,7 @@ pub(super) fn render(root: &Root, folder: &Opened, below: &Path) -> io::Result<S
         format!("<p>Only {shown} entries are shown: there are more.</p>\n")
     };
     let title = format!("Index of {}", shown_path(below));
-    let table = format!(
-        "{note}<table>\n<tr><th>Name</th><th>Size</th><th>Modified (UTC)</th></tr>\n{rows}</table>\n"
-    );
+    let table = format!("{note}<table>\n<tr><th>Name</th><th>Size</th><th>Modified (UTC)</th></tr>\n{rows}</table>\n");
     Ok(page::document(&title, &table))
 }
 
@@ -138,12 +136,7 @@ fn size_text(bytes: u64) -> String {
     let power = bytes.ilog2() / 10;
     // Tenths in integers: a float would be off for the largest sizes.
     let tenths = (u128::from(bytes) * 10) >> (10 * power);
-    format!(
-        "{}.{} {}",
-        tenths / 10,
-        tenths % 10,
-        UNITS[power as usize - 1]
-    )
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[power as usize - 1])
 }
 
 /// A time as `2026-01-31 23:59`, in UTC; `None` before 1970.
@@ -225,10 +218,7 @@ mod tests {
         let mut before = civil(0);
         for day in 1..200_000 {
             let date = civil(day);
-            assert!(
-                date > before && (1..=31).contains(&date.2),
-                "{before:?} {date:?}"
-            );
+            assert!(date > before && (1..=31).contains(&date.2), "{before:?} {date:?}");
             assert!(date.2 == before.2 + 1 || date.2 == 1, "{before:?} {date:?}");
             before = date;
         }

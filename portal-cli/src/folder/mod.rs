@@ -27,8 +27,8 @@ use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     header::{
-        ALLOW, CONTENT_TYPE, ETAG, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
-        IF_UNMODIFIED_SINCE, LAST_MODIFIED, LOCATION, RANGE, X_CONTENT_TYPE_OPTIONS,
+        ALLOW, CONTENT_TYPE, ETAG, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
+        LAST_MODIFIED, LOCATION, RANGE, X_CONTENT_TYPE_OPTIONS,
     },
     http::request::Parts,
     server::conn::http1,
@@ -100,25 +100,18 @@ impl Folder {
         let real = path.canonicalize().map_err(failed("finding it"))?;
         let metadata = real.metadata().map_err(failed("looking at it"))?;
         if !metadata.is_dir() && !metadata.is_file() {
-            return Err(FolderError::Special {
-                path: path.to_owned(),
-            });
+            return Err(FolderError::Special { path: path.to_owned() });
         }
-        let single = metadata.is_file().then(|| {
-            path.file_name()
-                .or(real.file_name())
-                .unwrap_or_default()
-                .to_owned()
-        });
+        let single = metadata
+            .is_file()
+            .then(|| path.file_name().or(real.file_name()).unwrap_or_default().to_owned());
         let root = Root { path: real, hidden };
         let opened = match root.open(&root.path) {
             Ok(opened) => opened,
             Err(Refusal::Failed(source)) => return Err(failed("opening it")(source)),
             // It has just been found, so what is missing is the kernel's word on where it lies.
             Err(_) => {
-                return Err(FolderError::Unverifiable {
-                    path: path.to_owned(),
-                });
+                return Err(FolderError::Unverifiable { path: path.to_owned() });
             }
         };
         opened.check_readable().map_err(failed("reading it"))?;
@@ -172,8 +165,7 @@ impl Folder {
     async fn find(&self, head: &Parts) -> Result<Response<Body>, Refusal> {
         let wanted = RequestPath::parse(head.uri.path()).ok_or(Refusal::NotFound)?;
         let shared = Arc::clone(&self.shared);
-        let (wanted, found) =
-            blocking(move || shared.locate(&wanted).map(|found| (wanted, found))).await?;
+        let (wanted, found) = blocking(move || shared.locate(&wanted).map(|found| (wanted, found))).await?;
         match found {
             Found::File(opened, name) => file(head, &opened, &name).await,
             Found::Listing(opened) => self.list(wanted, opened).await,
@@ -285,8 +277,7 @@ async fn file(head: &Parts, opened: &Opened, name: &OsStr) -> Result<Response<Bo
     let mut conditions = HeaderMap::new();
     if head.headers.contains_key(IF_NONE_MATCH) {
         if names_current(&head.headers, tag.as_ref()) {
-            let mut response =
-                Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+            let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             describe(&mut response, tag, name);
             return Ok(response);
@@ -317,11 +308,7 @@ async fn file(head: &Parts, opened: &Opened, name: &OsStr) -> Result<Response<Bo
 }
 
 /// Has tower-http read the file, which it finds by the path that leads to what was opened.
-async fn send(
-    method: &Method,
-    headers: HeaderMap,
-    opened: &Opened,
-) -> Result<Response<Body>, Refusal> {
+async fn send(method: &Method, headers: HeaderMap, opened: &Opened) -> Result<Response<Body>, Refusal> {
     let mut request = Request::new(());
     *request.method_mut() = method.clone();
     *request.headers_mut() = headers;
@@ -384,9 +371,7 @@ fn names_current(headers: &HeaderMap, tag: Option<&HeaderValue>) -> bool {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','));
-    named.any(|named| {
-        named.trim() == "*" || current.as_deref() == Some(opaque(named.trim()).as_str())
-    })
+    named.any(|named| named.trim() == "*" || current.as_deref() == Some(opaque(named.trim()).as_str()))
 }
 
 /// The range to answer with, if there is one that has to be looked at.
@@ -396,8 +381,7 @@ fn names_current(headers: &HeaderMap, tag: Option<&HeaderValue>) -> bool {
 fn single_range(head: &Parts) -> Option<&HeaderValue> {
     let range = head.headers.get(RANGE)?;
     let text = range.to_str().ok()?;
-    (head.method == Method::GET && text.starts_with("bytes=") && !text.contains(','))
-        .then_some(range)
+    (head.method == Method::GET && text.starts_with("bytes=") && !text.contains(',')).then_some(range)
 }
 
 /// Whether an If-Range names the file as it is.
@@ -419,10 +403,7 @@ fn redirect(wanted: &RequestPath, query: Option<&str>) -> Response<Body> {
         address.push_str(query);
     }
     // Temporary, as a folder may give way to a file; 307 is what tower-http answers, too.
-    let mut response = page::status(
-        StatusCode::TEMPORARY_REDIRECT,
-        "This folder's address ends in a slash.",
-    );
+    let mut response = page::status(StatusCode::TEMPORARY_REDIRECT, "This folder's address ends in a slash.");
     if let Ok(address) = HeaderValue::try_from(address) {
         response.headers_mut().insert(LOCATION, address);
     }
@@ -442,9 +423,7 @@ fn method_not_allowed() -> Response<Body> {
 
 fn refused(refusal: Refusal) -> Response<Body> {
     match refusal {
-        Refusal::NotFound => {
-            page::status(StatusCode::NOT_FOUND, "There is nothing at this address.")
-        }
+        Refusal::NotFound => page::status(StatusCode::NOT_FOUND, "There is nothing at this address."),
         Refusal::Forbidden => page::status(StatusCode::FORBIDDEN, "This cannot be read."),
         Refusal::Failed(error) => {
             tracing::debug!(%error, "folder request failed");
@@ -457,9 +436,7 @@ fn refused(refusal: Refusal) -> Response<Body> {
 }
 
 /// Runs what blocks on the file system away from the runtime's thread.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-) -> Result<T, Refusal> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
     spawn_blocking(work)
         .await
         .unwrap_or_else(|failed| Err(Refusal::Failed(io::Error::other(failed))))
@@ -469,9 +446,7 @@ async fn blocking<T: Send + 'static>(
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "; check the spelling, and the directory that it is relative to",
-        io::ErrorKind::PermissionDenied => {
-            "; the user that runs portal needs to be able to read it"
-        }
+        io::ErrorKind::PermissionDenied => "; the user that runs portal needs to be able to read it",
         _ => "",
     }
 }

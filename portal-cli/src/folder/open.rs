@@ -64,11 +64,7 @@ impl Opened {
             .open(path)?;
         let metadata = handle.metadata()?;
         let real = fs::read_link(descriptor_path(&handle))?;
-        Ok(Self {
-            metadata,
-            real,
-            handle,
-        })
+        Ok(Self { metadata, real, handle })
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -115,18 +111,14 @@ impl Refusal {
     /// Denied permission is an absence here: which directory denied it is not known, and beyond a link that would tell
     /// a visitor about files outside the root.
     fn at_name(error: io::Error) -> Self {
-        use io::ErrorKind::{
-            InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied,
-        };
+        use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied};
 
         #[cfg(target_os = "linux")]
         let circular = error.raw_os_error() == Some(libc::ELOOP);
         #[cfg(not(target_os = "linux"))]
         let circular = false;
         match error.kind() {
-            NotFound | NotADirectory | PermissionDenied | InvalidInput | InvalidFilename => {
-                Self::NotFound
-            }
+            NotFound | NotADirectory | PermissionDenied | InvalidInput | InvalidFilename => Self::NotFound,
             _ if circular => Self::NotFound,
             _ => Self::Failed(error),
         }

@@ -33,10 +33,7 @@ pub(super) fn response(status: StatusCode, document: String) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/html; charset=utf-8"),
-    );
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(CONTENT_LENGTH, length.into());
     // These pages show names that strangers may have chosen. They are escaped; should that ever fail, nothing runs.
     let policy = "default-src 'none'; style-src 'unsafe-inline'";
@@ -48,10 +45,7 @@ pub(super) fn response(status: StatusCode, document: String) -> Response<Body> {
 pub(super) fn status(status: StatusCode, explanation: &str) -> Response<Body> {
     response(
         status,
-        document(
-            &status.to_string(),
-            &format!("<p>{}</p>\n", escape(explanation)),
-        ),
+        document(&status.to_string(), &format!("<p>{}</p>\n", escape(explanation))),
     )
 }
 

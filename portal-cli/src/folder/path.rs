@@ -9,11 +9,7 @@ use std::{
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
 /// Everything but RFC 3986's unreserved characters, so that no name is read as a scheme, a query or a second segment.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The only dotted name that is published: RFC 8615 puts it there to be found.
 const WELL_KNOWN: &str = ".well-known";
@@ -78,8 +74,7 @@ fn decode(segment: &str) -> Option<OsString> {
     let name: Vec<u8> = percent_decode_str(segment).collect();
     // A NUL would end the name early in the system call. On Windows a backslash separates and a colon names a drive or
     // a stream; elsewhere both are ordinary.
-    if name.contains(&0) || (cfg!(windows) && name.iter().any(|byte| matches!(byte, b'\\' | b':')))
-    {
+    if name.contains(&0) || (cfg!(windows) && name.iter().any(|byte| matches!(byte, b'\\' | b':'))) {
         return None;
     }
     let name = from_bytes(name)?;
@@ -115,11 +110,7 @@ mod tests {
         assert_eq!(parsed("/a/b.txt"), Some(("a/b.txt".into(), false)));
         assert_eq!(parsed("/a%20b/"), Some(("a b".into(), true)));
         assert_eq!(parsed("/100%"), Some(("100%".into(), false)));
-        assert_eq!(
-            parsed("/%2561"),
-            Some(("%61".into(), false)),
-            "decoded once"
-        );
+        assert_eq!(parsed("/%2561"), Some(("%61".into(), false)), "decoded once");
     }
 
     #[test]

@@ -33,18 +33,12 @@ fn a_file_is_sent_to_the_byte() {
     let answer = site.get("/big.bin");
     assert_eq!((answer.status, answer.body == bytes), (200, true));
     assert_eq!(answer.header("content-length"), Some("300000"));
-    assert_eq!(
-        answer.header("content-type"),
-        Some("application/octet-stream")
-    );
+    assert_eq!(answer.header("content-type"), Some("application/octet-stream"));
     assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
 
     let answer = site.get("/notes.txt?token=1");
     assert_eq!((answer.status, answer.text()), (200, "ä\n".into()));
-    assert_eq!(
-        answer.header("content-type"),
-        Some("text/plain; charset=utf-8")
-    );
+    assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
 
     let answer = site.get("/plain");
     assert_eq!((answer.status, answer.text()), (200, String::new()));
@@ -75,16 +69,8 @@ fn head_has_the_headers_only() {
             "HEAD {path} HTTP/1.1\r\nhost: x\r\nrange: bytes=0-1\r\nconnection: close\r\n\r\n"
         ));
         assert_eq!((head.status, head.body.len()), (get.status, 0), "{path}");
-        assert_eq!(
-            head.header("content-length"),
-            get.header("content-length"),
-            "{path}"
-        );
-        assert_eq!(
-            head.header("content-type"),
-            get.header("content-type"),
-            "{path}"
-        );
+        assert_eq!(head.header("content-length"), get.header("content-length"), "{path}");
+        assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
         assert_eq!(head.header("etag"), get.header("etag"), "{path}");
     }
 }
@@ -103,11 +89,7 @@ fn ranges() {
         ("lines=0-1", 200, "0123456789", None),
     ] {
         let answer = site.get_with("/digits", &format!("range: {range}\r\n"));
-        assert_eq!(
-            (answer.status, answer.text().as_str()),
-            (status, body),
-            "{range}"
-        );
+        assert_eq!((answer.status, answer.text().as_str()), (status, body), "{range}");
         assert_eq!(answer.header("content-range"), content_range, "{range}");
     }
 }
@@ -122,31 +104,15 @@ fn a_range_is_conditional_on_the_date() {
         .unwrap();
     file.set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000_000))
         .unwrap();
-    let modified = site
-        .get("/digits")
-        .header("last-modified")
-        .unwrap()
-        .to_owned();
+    let modified = site.get("/digits").header("last-modified").unwrap().to_owned();
     assert_eq!(modified, "Sun, 09 Sep 2001 01:46:40 GMT");
 
-    let resumed = |validator: &str| {
-        site.get_with(
-            "/digits",
-            &format!("range: bytes=5-\r\nif-range: {validator}\r\n"),
-        )
-    };
+    let resumed = |validator: &str| site.get_with("/digits", &format!("range: bytes=5-\r\nif-range: {validator}\r\n"));
     assert_eq!(resumed(&modified).text(), "56789");
-    assert_eq!(
-        resumed("Sun, 09 Sep 2001 01:46:41 GMT").text(),
-        "0123456789"
-    );
+    assert_eq!(resumed("Sun, 09 Sep 2001 01:46:41 GMT").text(), "0123456789");
     assert_eq!(resumed("W/\"1\"").text(), "0123456789");
     file.set_modified(SystemTime::now()).unwrap();
-    let modified = site
-        .get("/digits")
-        .header("last-modified")
-        .unwrap()
-        .to_owned();
+    let modified = site.get("/digits").header("last-modified").unwrap().to_owned();
     assert_eq!(
         resumed(&modified).text(),
         "0123456789",
@@ -159,10 +125,7 @@ fn what_has_not_changed_is_not_sent() {
     let site = Site::new();
     site.write("page.html", "<p>");
     let answer = site.get("/page.html");
-    let (tag, modified) = (
-        answer.header("etag").unwrap(),
-        answer.header("last-modified").unwrap(),
-    );
+    let (tag, modified) = (answer.header("etag").unwrap(), answer.header("last-modified").unwrap());
     assert!(tag.starts_with("W/\""), "{tag}");
 
     let strong = tag.strip_prefix("W/").unwrap();
@@ -170,10 +133,7 @@ fn what_has_not_changed_is_not_sent() {
     for (headers, status) in [
         (format!("if-none-match: {tag}\r\n"), 304),
         (format!("if-none-match: \"a\", {strong}\r\n"), 304),
-        (
-            format!("if-none-match: \"a\"\r\nif-none-match: {tag}\r\n"),
-            304,
-        ),
+        (format!("if-none-match: \"a\"\r\nif-none-match: {tag}\r\n"), 304),
         ("if-none-match: *\r\n".into(), 304),
         ("if-none-match: \"a\"\r\n".into(), 200),
         (format!("if-modified-since: {modified}\r\n"), 304),
@@ -194,8 +154,7 @@ fn what_has_not_changed_is_not_sent() {
 
     site.write("page.html", "<p>longer");
     assert_eq!(
-        site.get_with("/page.html", &format!("if-none-match: {tag}\r\n"))
-            .status,
+        site.get_with("/page.html", &format!("if-none-match: {tag}\r\n")).status,
         200
     );
 }
@@ -209,25 +168,16 @@ fn folders() {
 
     let answer = site.get("/sub/");
     assert_eq!((answer.status, answer.text().as_str()), (200, "<h1>index"));
-    assert_eq!(
-        answer.header("content-type"),
-        Some("text/html; charset=utf-8")
-    );
+    assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
 
     let answer = site.get("/sub/deeper?q=a%20b");
     assert_eq!(
         (answer.status, answer.header("location")),
         (307, Some("/sub/deeper/?q=a%20b"))
     );
+    assert!(site.get("/sub/deeper/").text().contains("Index of /sub/deeper/"));
     assert!(
-        site.get("/sub/deeper/")
-            .text()
-            .contains("Index of /sub/deeper/")
-    );
-    assert!(
-        site.get("/odd/")
-            .text()
-            .contains("<a href=\"./index.html/\">"),
+        site.get("/odd/").text().contains("<a href=\"./index.html/\">"),
         "an index.html that is a directory"
     );
     assert_eq!(site.get("/sub/index.html/").status, 404);
@@ -246,10 +196,7 @@ fn a_listing_is_sorted_and_escaped() {
     fs::create_dir_all(site.root().join("zz folder")).unwrap();
 
     let page = site.get("/");
-    assert_eq!(
-        page.header("content-type"),
-        Some("text/html; charset=utf-8")
-    );
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
     assert!(page.header("content-security-policy").is_some());
     let page = page.text();
     let links: Vec<_> = page
@@ -279,11 +226,7 @@ fn a_listing_is_sorted_and_escaped() {
         let path = link.split('"').next().unwrap().trim_start_matches('.');
         assert_eq!(site.get(path).status, 200, "{path}");
     }
-    assert!(
-        site.get("/zz%20folder/")
-            .text()
-            .contains("<a href=\"../\">")
-    );
+    assert!(site.get("/zz%20folder/").text().contains("<a href=\"../\">"));
 }
 
 #[test]
@@ -307,9 +250,7 @@ fn a_long_listing_says_that_it_is_cut() {
 fn only_reading_methods() {
     let site = Site::new();
     site.write("file", "contents");
-    for method in [
-        "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "MKCOL",
-    ] {
+    for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "MKCOL"] {
         let answer = site.ask(&format!(
             "{method} /file HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         ));
@@ -318,10 +259,7 @@ fn only_reading_methods() {
             (405, Some("GET, HEAD")),
             "{method}"
         );
-        assert!(
-            answer.text().contains("<h1>405 Method Not Allowed</h1>"),
-            "{method}"
-        );
+        assert!(answer.text().contains("<h1>405 Method Not Allowed</h1>"), "{method}");
     }
     assert_eq!(
         site.ask("OPTIONS * HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
@@ -387,10 +325,7 @@ fn links_are_followed_inside_only() {
     link(site.outside(), "out-file");
     link(site.outside().parent().unwrap().into(), "out-folder");
     link("/".into(), "slash");
-    link(
-        site.outside().parent().unwrap().join("root-beside"),
-        "beside",
-    );
+    link(site.outside().parent().unwrap().join("root-beside"), "beside");
     link(".git".into(), "visible");
     link("circle".into(), "circle");
     link("nowhere".into(), "dangling");
@@ -431,15 +366,9 @@ fn links_are_followed_inside_only() {
         .skip(1)
         .map(|rest| rest.split('"').next().unwrap())
         .collect();
-    assert_eq!(
-        listed,
-        ["around/", "index-out/", "real/", "relative/", "absolute"]
-    );
+    assert_eq!(listed, ["around/", "index-out/", "real/", "relative/", "absolute"]);
     let page = site.get("/index-out/").text();
-    assert!(
-        page.contains("href=\"./x\"") && !page.contains("index.html"),
-        "{page}"
-    );
+    assert!(page.contains("href=\"./x\"") && !page.contains("index.html"), "{page}");
 }
 
 #[test]
@@ -474,10 +403,7 @@ fn dotted_names_are_hidden_unless_asked_for() {
     }
     assert_eq!(site.get("/.well-known/acme").text(), "acme");
     let page = site.get("/").text();
-    assert!(
-        page.contains(".well-known/") && !page.contains(".git"),
-        "{page}"
-    );
+    assert!(page.contains(".well-known/") && !page.contains(".git"), "{page}");
 
     site.folder = Folder::open(&site.root(), true).unwrap();
     for path in dotted {
@@ -492,13 +418,7 @@ fn dotted_names_are_hidden_unless_asked_for() {
 fn special_files_are_not_touched() {
     let site = Site::new();
     let fifo = site.root().join("fifo");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .unwrap()
-            .success()
-    );
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let _socket = UnixListener::bind(site.root().join("socket")).unwrap();
     fs::create_dir(site.root().join("sub")).unwrap();
     symlink("../fifo", site.root().join("sub/index.html")).unwrap();
@@ -509,10 +429,7 @@ fn special_files_are_not_touched() {
     }
     assert!(site.get("/sub/").text().contains("Index of /sub/"));
     assert!(!site.get("/").text().contains("fifo"));
-    assert!(matches!(
-        Folder::open(&fifo, false),
-        Err(FolderError::Special { .. })
-    ));
+    assert!(matches!(Folder::open(&fifo, false), Err(FolderError::Special { .. })));
 }
 
 #[test]
@@ -527,15 +444,8 @@ fn a_single_file() {
     };
     for address in ["/", "/.notes.txt", "/%2enotes.txt", "/?a"] {
         let answer = site.get(address);
-        assert_eq!(
-            (answer.status, answer.text().as_str()),
-            (200, "one file"),
-            "{address}"
-        );
-        assert_eq!(
-            answer.header("content-type"),
-            Some("text/plain; charset=utf-8")
-        );
+        assert_eq!((answer.status, answer.text().as_str()), (200, "one file"), "{address}");
+        assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
     }
     for address in [
         "/other.txt",
@@ -559,11 +469,7 @@ fn a_single_file() {
     fs::remove_file(&path).unwrap();
     assert_eq!(site.get("/").status, 404);
     symlink(site.outside(), &path).unwrap();
-    assert_eq!(
-        site.get("/").status,
-        404,
-        "a file that gave way to a link is not"
-    );
+    assert_eq!(site.get("/").status, 404, "a file that gave way to a link is not");
 }
 
 #[test]
@@ -590,13 +496,8 @@ fn errors_name_the_path_and_the_mend() {
         missing.contains("/nowhere/at/all") && missing.contains("check the spelling"),
         "{missing}"
     );
-    let device = Folder::open(Path::new("/dev/null"), false)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        device.contains("/dev/null") && device.contains("a device"),
-        "{device}"
-    );
+    let device = Folder::open(Path::new("/dev/null"), false).unwrap_err().to_string();
+    assert!(device.contains("/dev/null") && device.contains("a device"), "{device}");
 }
 
 #[test]
@@ -660,10 +561,7 @@ fn nobody_is_waited_for_without_end() {
 
         let begin = Instant::now();
         let (mut client, served) = site.connect(1024);
-        client
-            .write_all(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n")
-            .await
-            .unwrap();
+        client.write_all(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         served.await.unwrap();
         assert_eq!(begin.elapsed().as_secs(), stall::WRITE_STALL.as_secs());
         drop(client);
@@ -761,10 +659,7 @@ struct Site {
 
 impl Site {
     fn new() -> Self {
-        let place = tempfile::Builder::new()
-            .prefix("portal-folder")
-            .tempdir()
-            .unwrap();
+        let place = tempfile::Builder::new().prefix("portal-folder").tempdir().unwrap();
         let root = place.path().join("root");
         fs::create_dir(&root).unwrap();
         fs::write(place.path().join("secret.txt"), SECRET).unwrap();
@@ -802,9 +697,7 @@ impl Site {
     }
 
     fn get_unchecked(&self, path: &str) -> Answer {
-        self.ask_unchecked(&format!(
-            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-        ))
+        self.ask_unchecked(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
     }
 
     /// Sends a request on a connection of its own; fails the test if the answer holds what nobody may have.
@@ -823,11 +716,7 @@ impl Site {
             );
         }
         if !matches!(answer.status, 400 | 431) {
-            assert_eq!(
-                answer.header("x-content-type-options"),
-                Some("nosniff"),
-                "{request}"
-            );
+            assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{request}");
         }
         answer
     }
@@ -847,10 +736,7 @@ impl Site {
     fn connect(&self, buffer: usize) -> (DuplexStream, JoinHandle<()>) {
         let (client, server) = duplex(buffer);
         let folder = self.folder.clone();
-        (
-            client,
-            tokio::spawn(async move { folder.serve(server).await }),
-        )
+        (client, tokio::spawn(async move { folder.serve(server).await }))
     }
 }
 
@@ -928,15 +814,8 @@ fn listing_year(page: &str) -> i32 {
 
 /// Runs on one thread, as the program does. Nothing here takes long, so that what hangs fails.
 fn run<T>(work: impl Future<Output = T>) -> T {
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        timeout(Duration::from_secs(20), work)
-            .await
-            .expect("an answer in time")
-    })
+    let runtime = runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async { timeout(Duration::from_secs(20), work).await.expect("an answer in time") })
 }
 
 /// Runs with a clock that skips the waiting.

@@ -1,0 +1,268 @@
+//! `portal relay`: the public end, with what it remembers.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use portal_core::uri::RelayUri;
+use portal_core::{Access, Ingress, Limits, Relay, RelayConfig, RelayEvent, Transport};
+use portal_runtime_tokio::{Driver, Handle, Handlers, Settings};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use crate::cli::{AccessMode, Output, RelayArgs};
+use crate::failure::{Exit, Explain, Failure};
+use crate::keyfile;
+use crate::process::{self, Signals};
+use crate::report::relay::RelayReport;
+use crate::report::{Console, Say};
+use crate::sockets::{self, BindError};
+use crate::state::control::{Answer, ControlSocket};
+use crate::state::{Book, StateDir};
+use crate::values::{Domain, Listen, Switch};
+
+/// How long changes wait to be written, so that many make one write.
+const WRITE_AFTER: Duration = Duration::from_secs(1);
+/// The usual ports.
+const UDP: u16 = 51_820;
+const HTTP: u16 = 80;
+const HTTPS: u16 = 443;
+
+/// Runs the command until it is told to end.
+pub(crate) fn run(args: RelayArgs, output: Output) -> Result<(), Failure> {
+    let Some(domain) = args.domain else {
+        return Err(RelayError::NoDomain.into());
+    };
+    let state = StateDir::locate(args.state.state_dir.as_deref())?;
+    state.make()?;
+    let _lock = state.lock()?;
+    let book = state.book()?;
+    let access = access(args.access, &state)?;
+    let (secret, made) = keyfile::load_or_create(&args.key.unwrap_or_else(|| state.file("relay.key")))?;
+
+    let any = |port: u16| -> SocketAddr { (std::net::Ipv6Addr::UNSPECIFIED, port).into() };
+    let udp = sockets::usable(args.udp.map_or_else(|| any(UDP), |listen| listen.0));
+    let socket = sockets::bind_udp(udp)?;
+    let udp = socket.local_addr().map_err(RelayError::Runtime)?;
+    let (host, named) = match &domain {
+        Domain::Name(name) => (name.clone(), true),
+        Domain::Address(address) => (address.to_string(), false),
+    };
+    // Names cannot be given out below an address: without a domain only ports are served, unless asked for otherwise.
+    let ingress = |given: Option<Switch<Listen>>, port: u16| match given {
+        Some(switch) => switch.on().map(|listen| sockets::usable(listen.0)),
+        None => named.then(|| sockets::usable(any(port))),
+    };
+    let key = secret.public_key();
+    let public_host = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.clone()
+    };
+    let mut config = RelayConfig::new(secret, keyfile::random()?, public_host);
+    config.http = ingress(args.http, HTTP);
+    config.https = ingress(args.https, HTTPS);
+    config.ports = args.ports.on().map(|range| range.0);
+    config.ports_ip = udp.ip();
+    config.access = access;
+    config.bindings = book.bindings();
+    config.recent = book.recent();
+    config.mtu = args.mtu;
+    config.limits = Limits::default();
+    if let Some(memory) = args.memory {
+        config.limits.memory = memory.0;
+    }
+    let uri_host = match args.uri_host {
+        Some(Domain::Name(name)) => name,
+        Some(Domain::Address(address)) => address.to_string(),
+        None => host,
+    };
+    let uri = RelayUri {
+        key,
+        host: uri_host,
+        port: udp.port(),
+    };
+
+    process::raise_descriptor_limit();
+    let console = Console::new(output);
+    if made {
+        console.note(format!("a new key was made in {}", state.path().display()));
+    }
+    if args.access == AccessMode::Open {
+        console.note("everybody is served: --access open");
+    }
+    let runtime = process::runtime()?;
+    let result = runtime.block_on(serve(config, socket, &uri, &state, book, args.access, &console));
+    process::end(runtime);
+    console.finish();
+    result
+}
+
+/// Drives the relay until a signal.
+async fn serve(
+    config: RelayConfig,
+    socket: std::net::UdpSocket,
+    uri: &RelayUri,
+    state: &StateDir,
+    mut book: Book,
+    mode: AccessMode,
+    console: &Console,
+) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let control = ControlSocket::bind(state)?;
+    let mut report = RelayReport::new(state.path().to_owned());
+    let mut waiting = usize::from(config.http.is_some()) + usize::from(config.https.is_some());
+    let relay = Relay::new(Instant::now(), config);
+    let (driver, handle, mut events) =
+        Driver::new(relay, socket, Settings::default(), Handlers::new()).map_err(RelayError::Runtime)?;
+    let running = driver.run();
+    tokio::pin!(running);
+    let answering = answer(control, handle.clone(), state.clone(), mode);
+    tokio::pin!(answering);
+    let (tell_written, mut written) = mpsc::channel(1);
+    let mut write_at: Option<tokio::time::Instant> = None;
+    let mut failed: Option<Failure> = None;
+    if waiting == 0 {
+        say_uri(console, uri);
+    }
+    loop {
+        tokio::select! {
+            _ = &mut running => break,
+            () = &mut answering => {}
+            Some(event) = events.recv() => {
+                if book.note(&event) && write_at.is_none() {
+                    write_at = Some(tokio::time::Instant::now() + WRITE_AFTER);
+                }
+                match &event {
+                    RelayEvent::Listening { .. } if waiting > 0 => {
+                        waiting -= 1;
+                        if waiting == 0 {
+                            say_uri(console, uri);
+                        }
+                    }
+                    RelayEvent::ListenFailed { ingress, addr, error } => {
+                        failed.get_or_insert_with(|| listen_failed(*ingress, *addr, *error).into());
+                        handle.shutdown();
+                        handle.shutdown();
+                    }
+                    _ => {}
+                }
+                if let Some(say) = report.take(Instant::now(), &event) {
+                    console.say(say);
+                }
+            }
+            () = tokio::time::sleep_until(write_at.unwrap_or_else(tokio::time::Instant::now)), if write_at.is_some() => {
+                write_at = None;
+                let draft = book.draft();
+                let tell = tell_written.clone();
+                tokio::task::spawn_blocking(move || tell.blocking_send(draft.write()));
+            }
+            Some(Err(error)) = written.recv() => {
+                console.problem(format!("what the relay remembers cannot be kept: {error}; trying again"));
+                book.not_written();
+                write_at = Some(tokio::time::Instant::now() + 10 * WRITE_AFTER);
+            }
+            () = signals.recv() => {
+                console.note("ending; a second signal ends at once");
+                handle.shutdown();
+            }
+        }
+    }
+    while let Some(event) = events.try_recv() {
+        book.note(&event);
+    }
+    book.draft().write()?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// Answers `portal grant` and `portal revoke` for as long as the relay runs.
+async fn answer(control: ControlSocket, handle: Handle<Relay>, state: StateDir, mode: AccessMode) {
+    loop {
+        let served = control.serve_one(async |_| match access(mode, &state) {
+            Ok(access) => {
+                let open = access == Access::Open;
+                match handle.call(move |relay, now| relay.set_access(now, access)).await {
+                    Ok(()) => Answer {
+                        ok: true,
+                        error: None,
+                        open,
+                    },
+                    Err(error) => Answer {
+                        ok: false,
+                        error: Some(error.to_string()),
+                        open,
+                    },
+                }
+            }
+            Err(failure) => Answer {
+                ok: false,
+                error: Some(failure.to_string()),
+                open: false,
+            },
+        });
+        if let Err(error) = served.await {
+            tracing::debug!(%error, "control socket");
+            // Should accepting fail on and on, it must not take the processor.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn access(mode: AccessMode, state: &StateDir) -> Result<Access, Failure> {
+    Ok(match mode {
+        AccessMode::Open => Access::Open,
+        AccessMode::Granted => Access::Granted(state.grants()?),
+    })
+}
+
+fn say_uri(console: &Console, uri: &RelayUri) {
+    console.say(Say::Result(
+        uri.to_string(),
+        json!({"event": "ready", "uri": uri.to_string()}),
+    ));
+    console.note(format!(
+        "the relay runs; agents reach it with: portal expose TARGET --relay {uri}"
+    ));
+}
+
+fn listen_failed(ingress: Ingress, addr: SocketAddr, error: std::io::ErrorKind) -> BindError {
+    let (what, flag) = match ingress {
+        Ingress::Http => ("HTTP visitors", "--http"),
+        Ingress::Https => ("TLS visitors", "--https"),
+    };
+    BindError {
+        what,
+        flag,
+        transport: Transport::Tcp,
+        addr,
+        error,
+    }
+}
+
+/// Why a relay cannot run.
+#[derive(Debug, thiserror::Error)]
+enum RelayError {
+    #[error("the relay's domain is missing")]
+    NoDomain,
+    #[error("preparing the tunnel's socket: {0}")]
+    Runtime(std::io::Error),
+}
+
+impl Explain for RelayError {
+    fn help(&self) -> Option<String> {
+        match self {
+            Self::NoDomain => Some(
+                "name it with --domain, as in: portal relay --domain tunnel.example.com\nwithout a domain, give this \
+                 machine's public address: then TCP and UDP ports are served"
+                    .into(),
+            ),
+            Self::Runtime(_) => None,
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::NoDomain => Exit::Misuse,
+            Self::Runtime(_) => Exit::Failed,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! How a command ends when it does not end well: one sentence for what failed and why, one for the mend, an exit code.
+
+use std::fmt;
+
+/// An error of one operation that knows how to be mended.
+pub(crate) trait Explain: std::error::Error {
+    /// What the user can do about it.
+    fn help(&self) -> Option<String> {
+        None
+    }
+
+    /// With which code the program ends.
+    fn exit(&self) -> Exit {
+        Exit::Failed
+    }
+}
+
+/// The exit codes beside 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// What was asked for could not be done.
+    Failed = 1,
+    /// What was asked for makes no sense.
+    Misuse = 2,
+}
+
+/// An operation's error on its way to the user. Its text is what is printed, without a line end.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    help: Option<String>,
+    exit: Exit,
+}
+
+impl Failure {
+    /// The code to end with.
+    pub(crate) fn exit(&self) -> Exit {
+        self.exit
+    }
+}
+
+impl<E: Explain> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self {
+            message: error.to_string(),
+            help: error.help(),
+            exit: error.exit(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        if let Some(help) = &self.help {
+            write!(f, "\n  help: {}", help.replace('\n', "\n        "))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("reading x: no such file")]
+    struct Example;
+
+    impl Explain for Example {
+        fn help(&self) -> Option<String> {
+            Some("make it\nor not".into())
+        }
+    }
+
+    #[test]
+    fn it_names_the_failure_and_the_mend() {
+        let failure = Failure::from(Example);
+        assert_eq!(
+            failure.to_string(),
+            "error: reading x: no such file\n  help: make it\n        or not"
+        );
+        assert_eq!(failure.exit() as u8, 1);
+    }
+}

@@ -1,0 +1,145 @@
+//! A relay's events as lines.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use portal_core::RelayEvent;
+use portal_core::identity::PublicKey;
+
+use super::{Say, Throttle, foreign};
+
+/// Turns events into lines.
+#[derive(Debug)]
+pub(crate) struct RelayReport {
+    state_dir: PathBuf,
+    /// Keys without a grant, each with what was said about it.
+    strangers: HashMap<PublicKey, Throttle>,
+    more_strangers: Throttle,
+}
+
+/// How often a key that knocks is named.
+const STRANGER_EVERY: Duration = Duration::from_secs(60);
+/// How many of them are named in that time. Keys cost nothing, lines do.
+const MAX_STRANGERS: usize = 64;
+
+impl RelayReport {
+    pub(crate) fn new(state_dir: PathBuf) -> Self {
+        Self {
+            state_dir,
+            strangers: HashMap::new(),
+            more_strangers: Throttle::new(STRANGER_EVERY),
+        }
+    }
+
+    /// What to say about an event. Bindings and addresses are for the state directory, visitors for the log.
+    pub(crate) fn take(&mut self, now: Instant, event: &RelayEvent) -> Option<Say> {
+        Some(match event {
+            RelayEvent::AgentUp { key, agent, remote } => Say::Note(format!(
+                "agent {} is up, from {remote} ({})",
+                key.short(),
+                foreign(agent)
+            )),
+            RelayEvent::AgentDown { key, reason } => Say::Note(format!("agent {} is down: {reason}", key.short())),
+            RelayEvent::NotGranted { key, .. } => return self.stranger(now, key),
+            RelayEvent::Leased {
+                key, service, public, ..
+            } => Say::Note(format!(
+                "agent {} serves {} at {}",
+                key.short(),
+                foreign(service),
+                foreign(public)
+            )),
+            RelayEvent::Refused {
+                key, service, message, ..
+            } => Say::Problem(format!(
+                "agent {} was refused {}: {}",
+                key.short(),
+                foreign(service),
+                foreign(message)
+            )),
+            RelayEvent::VisitorLeft {
+                public,
+                remote,
+                received,
+                sent,
+                end,
+            } => {
+                tracing::debug!(%remote, public, received, sent, ?end, "visitor left");
+                return None;
+            }
+            _ => return None,
+        })
+    }
+
+    fn stranger(&mut self, now: Instant, key: &PublicKey) -> Option<Say> {
+        if !self.strangers.contains_key(key) && self.strangers.len() >= MAX_STRANGERS {
+            self.strangers.retain(|_, said| !said.is_over(now));
+            if self.strangers.len() >= MAX_STRANGERS {
+                self.more_strangers.admit(now)?;
+                return Some(Say::Problem(
+                    "more keys without a grant knock than are named here".into(),
+                ));
+            }
+        }
+        let throttle = self
+            .strangers
+            .entry(*key)
+            .or_insert_with(|| Throttle::new(STRANGER_EVERY));
+        throttle.admit(now)?;
+        Some(Say::Problem(format!(
+            "key {key} knocked without a grant; to serve it: portal grant {key} --state-dir {}",
+            self.state_dir.display()
+        )))
+    }
+}
+
+impl Throttle {
+    /// Whether the next one would be said, so that nothing is lost by forgetting this throttle.
+    fn is_over(&self, now: Instant) -> bool {
+        self.last
+            .is_none_or(|last| now.saturating_duration_since(last) >= self.every)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_knocks_is_named_once_a_minute_with_the_command() {
+        let (mut report, now) = (RelayReport::new("/var/lib/portal".into()), Instant::now());
+        let knock = |byte: u8| RelayEvent::NotGranted {
+            key: PublicKey::from_bytes([byte; 32]),
+            remote: None,
+        };
+        let Some(Say::Problem(text)) = report.take(now, &knock(1)) else {
+            panic!()
+        };
+        let key = PublicKey::from_bytes([1; 32]);
+        assert!(
+            text.contains(&format!("portal grant {key} --state-dir /var/lib/portal")),
+            "{text}"
+        );
+        assert_eq!(report.take(now + Duration::from_secs(30), &knock(1)), None);
+        assert!(report.take(now + Duration::from_secs(60), &knock(1)).is_some());
+
+        let said = (0..=255).filter_map(|byte| report.take(now, &knock(byte))).count();
+        assert!(said <= MAX_STRANGERS + 1, "{said}");
+        assert!(report.strangers.len() <= MAX_STRANGERS);
+    }
+
+    #[test]
+    fn a_name_from_afar_cannot_forge_a_line() {
+        let mut report = RelayReport::new("/".into());
+        let event = RelayEvent::AgentUp {
+            key: PublicKey::from_bytes([1; 32]),
+            agent: "x\nerror: all is lost\x1b[2J".into(),
+            remote: ([192, 0, 2, 1], 1).into(),
+        };
+        let Some(Say::Note(text)) = report.take(Instant::now(), &event) else {
+            panic!()
+        };
+        assert!(!text.contains(char::is_control), "{text}");
+    }
+}

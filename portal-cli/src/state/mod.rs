@@ -1,0 +1,348 @@
+//! A relay's state directory: who has a grant, which names and ports belong to whom, where the agents were.
+//!
+//! | file | holds | written by |
+//! |---|---|---|
+//! | `grants.toml` | grants | `portal grant`, `portal revoke`, people |
+//! | `bindings.json` | names and ports that belong to keys | the relay |
+//! | `agents.json` | agents and where they were last | the relay |
+//! | `relay.key` | the relay's key | the relay, on first use |
+//! | `lock`, `grants.lock` | nothing: they are locked | |
+//! | `portal.sock` | the running relay listens here | |
+//!
+//! Files are replaced whole, so a crash leaves the old ones. One that cannot be read stops the relay: to go on without it
+//! would give people's names away.
+
+mod book;
+pub(crate) mod control;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use portal_core::identity::PublicKey;
+use portal_core::{Binding, Grant};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Explain;
+use crate::files;
+
+pub(crate) use self::book::{Book, RecentAgent};
+
+/// Where a relay keeps its state as root, or as a service's user.
+const SYSTEM_DIR: &str = "/var/lib/portal";
+
+/// A state directory.
+#[derive(Clone, Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+}
+
+impl StateDir {
+    /// The directory given, or the usual one for this user.
+    pub(crate) fn locate(given: Option<&Path>) -> Result<Self, StateError> {
+        let path = match given {
+            Some(path) => path.to_owned(),
+            None if is_writable(Path::new(SYSTEM_DIR)) => SYSTEM_DIR.into(),
+            None => user_state_dir().ok_or(StateError::NoHome)?.join("relay"),
+        };
+        Ok(Self { path })
+    }
+
+    /// Makes the directory if it is not there.
+    pub(crate) fn make(&self) -> Result<(), StateError> {
+        files::create_directory(&self.path).map_err(self.failed("making"))
+    }
+
+    /// Reserves the directory for this process for as long as the file is kept open.
+    pub(crate) fn lock(&self) -> Result<File, StateError> {
+        let file = self.lock_file("lock")?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(StateError::InUse(self.path.clone())),
+            Err(TryLockError::Error(error)) => Err(self.failed("locking")(error)),
+        }
+    }
+
+    /// The directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file in it.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Who has a grant.
+    pub(crate) fn grants(&self) -> Result<Vec<Grant>, StateError> {
+        let path = self.file("grants.toml");
+        let Some(text) = read(&path)? else {
+            return Ok(Vec::new());
+        };
+        match toml::from_str::<GrantsFile>(&text) {
+            Ok(file) => Ok(file.grants),
+            Err(error) => Err(StateError::Broken {
+                line: error.span().map(|span| line_of(&text, span.start)),
+                cause: error.message().trim().replace('\n', ", "),
+                path,
+            }),
+        }
+    }
+
+    /// Changes the grants; two changes at a time take turns.
+    pub(crate) fn edit_grants<T>(&self, edit: impl FnOnce(&mut Vec<Grant>) -> T) -> Result<T, StateError> {
+        let lock = self.lock_file("grants.lock")?;
+        lock.lock().map_err(self.failed("locking"))?;
+        let mut grants = self.grants()?;
+        let result = edit(&mut grants);
+        let path = self.file("grants.toml");
+        let text = toml::to_string(&GrantsFile { grants }).map_err(|error| StateError::Write {
+            path: path.clone(),
+            source: io::Error::other(error),
+        })?;
+        let text = format!("{GRANTS_HEAD}{text}");
+        files::replace(&path, text.as_bytes()).map_err(|source| StateError::Write { path, source })?;
+        Ok(result)
+    }
+
+    /// What the relay kept from its earlier runs.
+    pub(crate) fn book(&self) -> Result<Book, StateError> {
+        let bindings = self.json::<Binding>("bindings.json")?;
+        let agents = self.json::<RecentAgent>("agents.json")?;
+        Ok(Book::new(self.clone(), bindings, agents))
+    }
+
+    fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<T>, StateError> {
+        let path = self.file(name);
+        let Some(text) = read(&path)? else {
+            return Ok(Vec::new());
+        };
+        serde_json::from_str(&text).map_err(|error| StateError::Broken {
+            line: Some(error.line()),
+            cause: error.to_string(),
+            path,
+        })
+    }
+
+    fn lock_file(&self, name: &str) -> Result<File, StateError> {
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.file(name))
+            .map_err(self.failed("locking"))
+    }
+
+    fn failed(&self, step: &'static str) -> impl Fn(io::Error) -> StateError + '_ {
+        move |source| StateError::Directory {
+            path: self.path.clone(),
+            step,
+            source,
+        }
+    }
+}
+
+/// `$XDG_STATE_HOME/portal` or `~/.local/state/portal`.
+pub(crate) fn user_state_dir() -> Option<PathBuf> {
+    // By the XDG specification, a relative path is to be ignored.
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+        .map(|state| state.join("portal"))
+}
+
+/// Gives a key a grant in place of the one it had. Tells whether it had one.
+pub(crate) fn put(grants: &mut Vec<Grant>, grant: Grant) -> bool {
+    let had = take(grants, &grant.key);
+    grants.push(grant);
+    had
+}
+
+/// Takes a key's grants away. Tells whether it had any.
+pub(crate) fn take(grants: &mut Vec<Grant>, key: &PublicKey) -> bool {
+    let before = grants.len();
+    grants.retain(|grant| grant.key != *key);
+    grants.len() < before
+}
+
+/// Why state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateError {
+    /// The directory cannot be used.
+    #[error("{step} the state directory {}: {source}", .path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// What was done.
+        step: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Another relay has it.
+    #[error("the state directory {} is in use by another relay", .0.display())]
+    InUse(PathBuf),
+    /// Where state is kept is not known.
+    #[error("there is no place for the relay's state: neither XDG_STATE_HOME nor HOME is set")]
+    NoHome,
+    /// A file cannot be read.
+    #[error("reading {}: {source}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("writing {}: {source}", .path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file's contents make no sense.
+    #[error("reading {}{}: {cause}", .path.display(), .line.map(|line| format!(", line {line}")).unwrap_or_default())]
+    Broken {
+        /// Which.
+        path: PathBuf,
+        /// Where in it.
+        line: Option<usize>,
+        /// What is wrong.
+        cause: String,
+    },
+}
+
+impl Explain for StateError {
+    fn help(&self) -> Option<String> {
+        let denied = |source: &io::Error| source.kind() == io::ErrorKind::PermissionDenied;
+        Some(match self {
+            Self::Directory { source, .. } | Self::Read { source, .. } | Self::Write { source, .. }
+                if denied(source) =>
+            {
+                "run it as the user the relay runs as (or with sudo), or name another directory with --state-dir".into()
+            }
+            Self::Directory { .. } => "name another directory with --state-dir".into(),
+            Self::InUse(_) => "stop that relay first, or give this one a directory of its own with --state-dir".into(),
+            Self::NoHome => "name a directory with --state-dir".into(),
+            Self::Broken { path, .. } => format!(
+                "mend that line, or move {} away to start without it (what it held is forgotten then)",
+                path.display()
+            ),
+            Self::Read { .. } | Self::Write { .. } => return None,
+        })
+    }
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GrantsFile {
+    #[serde(default, rename = "grant")]
+    grants: Vec<Grant>,
+}
+
+const GRANTS_HEAD: &str = "\
+# Who may lease what on this relay. `portal grant` and `portal revoke` write this file and tell the running relay.
+# An absent list allows everything of its sort.
+
+";
+
+/// `None` if there is no such file.
+fn read(path: &Path) -> Result<Option<String>, StateError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StateError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text.bytes().take(at).filter(|&b| b == b'\n').count() + 1
+}
+
+/// Whether this user can keep files there, making the directory if need be.
+fn is_writable(path: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    files::create_directory(path).is_ok() && access(path, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portal_core::Kind;
+
+    fn state() -> (tempfile::TempDir, StateDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::locate(Some(&directory.path().join("state"))).unwrap();
+        state.make().unwrap();
+        (directory, state)
+    }
+
+    #[test]
+    fn grants_survive_the_file() {
+        let (_directory, state) = state();
+        assert_eq!(state.grants().unwrap(), []);
+        let (one, two) = (PublicKey::from_bytes([1; 32]), PublicKey::from_bytes([2; 32]));
+        let narrow = Grant {
+            key: one,
+            names: vec!["blog-*".parse().unwrap()],
+            ports: vec![20000..=20009, 5432..=5432],
+            kinds: vec![Kind::Tcp, Kind::Http],
+        };
+        assert!(!state.edit_grants(|grants| put(grants, narrow.clone())).unwrap());
+        assert!(!state.edit_grants(|grants| put(grants, Grant::all(two))).unwrap());
+        assert_eq!(state.grants().unwrap(), [narrow, Grant::all(two)]);
+        assert!(state.edit_grants(|grants| put(grants, Grant::all(one))).unwrap());
+        assert_eq!(state.grants().unwrap(), [Grant::all(two), Grant::all(one)]);
+        assert!(state.edit_grants(|grants| take(grants, &two)).unwrap());
+        assert!(!state.edit_grants(|grants| take(grants, &two)).unwrap());
+        assert_eq!(state.grants().unwrap(), [Grant::all(one)]);
+    }
+
+    #[test]
+    fn a_broken_file_is_named_with_its_line() {
+        let (_directory, state) = state();
+        let path = state.file("grants.toml");
+        for (text, line) in [
+            ("[[grant]]\nkey = \"abc\"\n", 2),
+            ("\n\n[[grant]\n", 3),
+            ("[[grant]]\nkay = 1\n", 2),
+            ("[[grants]]\n", 1),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = state.grants().unwrap_err();
+            assert!(
+                matches!(&error, StateError::Broken { line: Some(found), .. } if *found == line),
+                "{text:?}: {error:?}"
+            );
+            let said = error.to_string();
+            assert!(
+                said.contains("grants.toml") && said.contains(&format!("line {line}")),
+                "{said}"
+            );
+            assert!(state.edit_grants(|_| ()).is_err(), "a broken file is not overwritten");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        std::fs::write(state.file("agents.json"), "[\n{\"key\": 1}]").unwrap();
+        let error = state.book().unwrap_err();
+        assert!(error.to_string().contains("agents.json, line 2"), "{error}");
+    }
+
+    #[test]
+    fn one_relay_at_a_time() {
+        let (_directory, state) = state();
+        let held = state.lock().unwrap();
+        assert!(matches!(state.lock(), Err(StateError::InUse(_))));
+        drop(held);
+        state.lock().unwrap();
+    }
+}
