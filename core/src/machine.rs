@@ -110,7 +110,7 @@ pub enum SocketEvent<'a> {
         /// Why.
         error: io::ErrorKind,
     },
-    /// The dial asked for by [`Action::Dial`] or [`Action::DialUdp`] is connected.
+    /// The dial asked for by [`Action::Dial`] is connected.
     Connected {
         /// Which stream.
         stream: StreamId,
@@ -130,6 +130,11 @@ pub enum SocketEvent<'a> {
         remote: SocketAddr,
         /// The datagram; may be empty.
         payload: &'a [u8],
+    },
+    /// The local UDP socket asked for by [`Action::DialUdp`] is open.
+    UdpConnected {
+        /// Which socket.
+        socket: UdpId,
     },
     /// A local UDP socket asked for by [`Action::DialUdp`] failed for good (for example, its target refused).
     UdpFailed {
@@ -205,8 +210,8 @@ pub enum Action<E> {
         /// Whereto.
         target: Target,
     },
-    /// Open a UDP socket connected to a local target. Datagrams may be transmitted to it at once; the runtime drops those
-    /// that come before it is connected. Answered by [`SocketEvent::UdpFailed`] if it fails.
+    /// Open a UDP socket connected to a local target; answered by [`SocketEvent::UdpConnected`] or
+    /// [`SocketEvent::UdpFailed`]. Nothing is transmitted to it before.
     DialUdp {
         /// Its identity from now on.
         socket: UdpId,

@@ -1,14 +1,18 @@
 //! Relay and agent find each other again: restarts, cuts, moves, grants, and time.
 
-mod sim;
-
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portal_core::{Access, AgentEvent, Grant, Kind, Machine, RelayEvent};
-use sim::{Sim, key, pattern, relay_config, service};
+use portal_sim::{Loss, Memory, World, agent_config, agent_key, pattern, relay_config, service};
 
-fn grants(sim: &Sim) -> usize {
-    sim.agent
+/// An arbitrary origin for the virtual clock.
+#[expect(clippy::disallowed_methods, reason = "never compared with another clock")]
+fn origin() -> Instant {
+    Instant::now()
+}
+
+fn grants(world: &World) -> usize {
+    world.agents[0]
         .events
         .iter()
         .filter(|event| matches!(event, AgentEvent::Granted { .. }))
@@ -17,13 +21,13 @@ fn grants(sim: &Sim) -> usize {
 
 /// One visitor asks, and gets its own bytes back.
 #[track_caller]
-fn assert_served(sim: &mut Sim, within: Duration) {
-    let port = sim.public_port();
-    let visitor = sim.visit(port).expect("accepted");
-    sim.say(visitor, b"still there?");
-    sim.visitor(visitor).fin_to_send = true;
-    sim.run_until_within("an answer", within, |sim| sim.relay.sockets[&visitor].is_over());
-    let socket = sim.visitor(visitor);
+fn assert_served(world: &mut World, within: Duration) {
+    let port = world.public_port(0);
+    let visitor = world.visit(port).expect("accepted");
+    world.say(visitor, b"still there?");
+    world.visitor(visitor).fin_to_send = true;
+    world.run_until_within("an answer", within, |world| world.relays[0].sockets[&visitor].is_over());
+    let socket = world.visitor(visitor);
     assert_eq!(
         (socket.received.as_slice(), socket.reset),
         (&b"still there?"[..], false)
@@ -32,110 +36,106 @@ fn assert_served(sim: &mut Sim, within: Duration) {
 
 #[test]
 fn an_agent_killed_and_started_again_takes_over_at_once() {
-    let mut sim = Sim::with_service(Kind::Tcp);
-    let before = sim.public();
-    let orphan = sim.visit(sim.public_port()).unwrap();
-    sim.say(orphan, b"to the first process");
-    sim.run_until("the dial", |sim| !sim.agent.sockets.is_empty());
-    sim.restart_agent(vec![service(Kind::Tcp)], 3);
-    sim.run_until_within("the lease", Duration::from_secs(2), |sim| grants(sim) == 1);
-    assert_eq!(sim.public(), before);
-    sim.run_until_within("the orphan's end", Duration::from_secs(1), |sim| {
-        sim.relay.sockets[&orphan].reset
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    let before = world.public(0);
+    let orphan = world.visit(world.public_port(0)).unwrap();
+    world.say(orphan, b"to the first process");
+    world.run_until("the dial", |world| !world.agents[0].sockets.is_empty());
+    world.restart_agent(0);
+    world.run_until_within("the lease", Duration::from_secs(2), |world| grants(world) == 1);
+    assert_eq!(world.public(0), before);
+    world.run_until_within("the orphan's end", Duration::from_secs(1), |world| {
+        world.relays[0].sockets[&orphan].reset
     });
-    assert_served(&mut sim, Duration::from_secs(1));
+    assert_served(&mut world, Duration::from_secs(1));
 }
 
 #[test]
 fn a_relay_killed_and_started_again_calls_the_agents_it_knew() {
-    let mut sim = Sim::with_service(Kind::Tcp);
-    let before = sim.public();
-    let mut config = relay_config();
-    for event in sim.relay_events() {
-        match event {
-            RelayEvent::AgentAt { key, remote } => config.recent.push((*key, *remote)),
-            RelayEvent::Bound(binding) => config.bindings.push(binding.clone()),
-            _ => {}
-        }
-    }
-    sim.run(Duration::from_secs(5));
-    sim.restart_relay(9, config);
-    sim.run_until_within("the lease", Duration::from_secs(2), |sim| grants(sim) == 2);
-    assert_eq!(sim.public(), before);
-    assert_served(&mut sim, Duration::from_secs(1));
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    let before = world.public(0);
+    world.run(Duration::from_secs(5));
+    world.restart_relay(0, Memory::Kept);
+    world.run_until_within("the lease", Duration::from_secs(2), |world| grants(world) == 2);
+    assert_eq!(world.public(0), before);
+    assert_served(&mut world, Duration::from_secs(1));
 }
 
 #[test]
 fn a_relay_that_forgot_everything_is_found_by_the_pings() {
-    let mut sim = Sim::with_service(Kind::Tcp);
-    let before = sim.public();
-    sim.restart_relay(9, relay_config());
-    sim.run_until_within("the lease", Duration::from_secs(30), |sim| grants(sim) == 2);
-    assert_eq!(sim.public(), before);
-    assert_served(&mut sim, Duration::from_secs(1));
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    let before = world.public(0);
+    world.restart_relay(0, Memory::Lost);
+    world.run_until_within("the lease", Duration::from_secs(30), |world| grants(world) == 2);
+    assert_eq!(world.public(0), before);
+    assert_served(&mut world, Duration::from_secs(1));
 }
 
 #[test]
 fn an_agent_waits_for_an_absent_relay_and_says_so() {
-    let mut sim = Sim::new(relay_config(), sim::agent_config(vec![service(Kind::Tcp)]));
-    sim.relay.on = false;
-    sim.run(Duration::from_secs(300));
-    let silent = sim
-        .agent
+    let mut world = World::pair(
+        origin(),
+        relay_config(0),
+        agent_config(0, 0, vec![service(Kind::Tcp, 3000)]),
+    );
+    world.relays[0].on = false;
+    world.run(Duration::from_secs(300));
+    let silent = world.agents[0]
         .events
         .iter()
         .filter(|event| matches!(event, AgentEvent::RelaySilent { .. }))
         .count();
     assert!((5..=40).contains(&silent), "told {silent} times in five minutes");
-    sim.relay.on = true;
-    sim.run_until_within("the lease", Duration::from_secs(7), |sim| grants(sim) == 1);
-    assert_served(&mut sim, Duration::from_secs(1));
+    world.relays[0].on = true;
+    world.run_until_within("the lease", Duration::from_secs(7), |world| grants(world) == 1);
+    assert_served(&mut world, Duration::from_secs(1));
 }
 
 #[test]
 fn a_cut_of_a_minute_loses_no_idle_connection() {
-    let mut sim = Sim::with_service(Kind::Tcp);
-    let visitor = sim.visit(sim.public_port()).unwrap();
-    sim.say(visitor, b"before");
-    sim.run_until("the echo", |sim| sim.relay.sockets[&visitor].received == b"before");
-    sim.link.cut = true;
-    sim.run(Duration::from_secs(60));
-    sim.link.cut = false;
-    sim.run(Duration::from_secs(15));
-    sim.say(visitor, b" and after");
-    sim.run_until_within("the echo", Duration::from_secs(10), |sim| {
-        sim.relay.sockets[&visitor].received == b"before and after"
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    let visitor = world.visit(world.public_port(0)).unwrap();
+    world.say(visitor, b"before");
+    world.run_until("the echo", |world| {
+        world.relays[0].sockets[&visitor].received == b"before"
     });
-    assert!(!sim.visitor(visitor).is_over());
+    world.impair(0, |link| link.partitioned = true);
+    world.run(Duration::from_secs(60));
+    world.impair(0, |link| link.partitioned = false);
+    world.run(Duration::from_secs(15));
+    world.say(visitor, b" and after");
+    world.run_until_within("the echo", Duration::from_secs(10), |world| {
+        world.relays[0].sockets[&visitor].received == b"before and after"
+    });
+    assert!(!world.visitor(visitor).is_over());
 }
 
 #[test]
 fn an_agent_that_moves_loses_no_running_transfer() {
-    let mut sim = Sim::with_service(Kind::Tcp);
-    sim.link.rate = 5_000_000;
-    let visitor = sim.visit(sim.public_port()).unwrap();
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    world.impair(0, |link| link.rate = 5_000_000);
+    let visitor = world.visit(world.public_port(0)).unwrap();
     let bytes = pattern(8 << 20);
-    sim.say(visitor, &bytes);
-    sim.visitor(visitor).fin_to_send = true;
-    sim.run(Duration::from_secs(1));
-    assert!(!sim.visitor(visitor).is_over());
-    sim.agent.addr = "198.51.100.77:9".parse().unwrap();
-    sim.run_until("the echo", |sim| sim.relay.sockets[&visitor].is_over());
-    assert!(sim.visitor(visitor).received == bytes);
-    assert!(sim.relay_events().iter().any(|event| {
+    world.say(visitor, &bytes);
+    world.visitor(visitor).fin_to_send = true;
+    world.run(Duration::from_secs(1));
+    assert!(!world.visitor(visitor).is_over());
+    world.rebind(0, "198.51.100.77:9".parse().unwrap());
+    world.run_until("the echo", |world| world.relays[0].sockets[&visitor].is_over());
+    assert!(world.visitor(visitor).received == bytes);
+    assert!(world.relay_events().iter().any(|event| {
         matches!(event, RelayEvent::AgentAt { remote, .. } if remote.to_string() == "198.51.100.77:9")
     }));
 }
 
 #[test]
 fn a_key_without_a_grant_is_refused_by_name_and_served_once_granted() {
-    let mut config = relay_config();
+    let mut config = relay_config(0);
     config.access = Access::Granted(Vec::new());
-    let mut sim = Sim::new(config, sim::agent_config(vec![service(Kind::Tcp)]));
-    sim.run(Duration::from_secs(20));
-    let agent_key = key(2).public_key();
-    let refusals: Vec<_> = sim
-        .agent
+    let mut world = World::pair(origin(), config, agent_config(0, 0, vec![service(Kind::Tcp, 3000)]));
+    world.run(Duration::from_secs(20));
+    let agent_key = agent_key(0).public_key();
+    let refusals: Vec<_> = world.agents[0]
         .events
         .iter()
         .filter_map(|event| match event {
@@ -150,74 +150,79 @@ fn a_key_without_a_grant_is_refused_by_name_and_served_once_granted() {
         refusals[0]
     );
     assert!(
-        sim.relay_events()
+        world
+            .relay_events()
             .iter()
             .any(|event| matches!(event, RelayEvent::NotGranted { key, .. } if *key == agent_key))
     );
-    assert_eq!(grants(&sim), 0);
+    assert_eq!(grants(&world), 0);
 
-    sim.relay
+    world.relays[0]
         .machine
-        .set_access(sim.now, Access::Granted(vec![Grant::all(agent_key)]));
-    sim.run_until_within("the lease", Duration::from_secs(5), |sim| grants(sim) == 1);
-    assert_served(&mut sim, Duration::from_secs(1));
+        .set_access(world.now, Access::Granted(vec![Grant::all(agent_key)]));
+    world.run_until_within("the lease", Duration::from_secs(5), |world| grants(world) == 1);
+    assert_served(&mut world, Duration::from_secs(1));
 
-    let visitor = sim.visit(sim.public_port()).unwrap();
-    sim.say(visitor, b"running");
-    sim.run_until("the echo", |sim| sim.relay.sockets[&visitor].received == b"running");
-    sim.relay.machine.set_access(sim.now, Access::Granted(Vec::new()));
-    sim.run_until_within("the end", Duration::from_secs(1), |sim| {
-        sim.relay.sockets[&visitor].reset
+    let visitor = world.visit(world.public_port(0)).unwrap();
+    world.say(visitor, b"running");
+    world.run_until("the echo", |world| {
+        world.relays[0].sockets[&visitor].received == b"running"
     });
-    assert_eq!(sim.relay.machine.census().leases, 0);
-    assert_eq!(sim.relay.machine.census().agents, 0);
+    world.relays[0]
+        .machine
+        .set_access(world.now, Access::Granted(Vec::new()));
+    world.run_until_within("the end", Duration::from_secs(1), |world| {
+        world.relays[0].sockets[&visitor].reset
+    });
+    assert_eq!(world.relays[0].machine.census().leases, 0);
+    assert_eq!(world.relays[0].machine.census().agents, 0);
 }
 
 #[test]
 fn half_an_hour_of_requests_crosses_ten_rekeys() {
-    let mut sim = Sim::with_service(Kind::Tcp);
+    let mut world = World::with_service(origin(), Kind::Tcp);
     for second in 0..1800 {
-        assert_served(&mut sim, Duration::from_millis(500));
-        let next = sim.start + Duration::from_secs(second + 1);
-        while sim.step(next) {}
+        assert_served(&mut world, Duration::from_millis(500));
+        let next = world.start + Duration::from_secs(second + 1);
+        while world.step(next) {}
     }
-    let handshakes = sim.relay.machine.counters().handshakes;
+    let handshakes = world.relays[0].machine.counters().handshakes;
     assert!(handshakes >= 10, "only {handshakes} handshakes");
     assert_eq!(
-        sim.relay.machine.counters().flows_opened - sim.relay.machine.counters().flows_closed,
+        world.relays[0].machine.counters().flows_opened - world.relays[0].machine.counters().flows_closed,
         1
     );
 }
 
 #[test]
 fn a_suspend_of_two_hours_is_survived() {
-    let mut sim = Sim::with_service(Kind::Tcp);
-    sim.run(Duration::from_secs(30));
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    world.run(Duration::from_secs(30));
     // Both clocks jump; nobody was polled meanwhile.
-    sim.now += Duration::from_secs(7200);
-    sim.run(Duration::from_secs(20));
-    assert_served(&mut sim, Duration::from_secs(2));
+    world.jump(Duration::from_secs(7200));
+    world.run(Duration::from_secs(20));
+    assert_served(&mut world, Duration::from_secs(2));
 }
 
 #[test]
 fn both_ends_say_goodbye() {
-    let mut sim = Sim::with_service(Kind::Tcp);
-    sim.agent.machine.begin_shutdown(sim.now);
-    sim.run(Duration::from_secs(1));
-    assert!(sim.agent.machine.is_finished());
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    world.agents[0].machine.begin_shutdown(world.now);
+    world.run(Duration::from_secs(1));
+    assert!(world.agents[0].machine.is_finished());
     assert_eq!(
-        sim.relay.machine.census().leases,
+        world.relays[0].machine.census().leases,
         0,
         "leases end with a goodbye, not only with their time"
     );
 
-    let mut sim = Sim::with_service(Kind::Tcp);
-    sim.relay.machine.begin_shutdown(sim.now);
-    sim.run(Duration::from_millis(200));
-    assert!(sim.relay.machine.is_finished());
-    assert!(sim.relay.listeners.is_empty());
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    world.relays[0].machine.begin_shutdown(world.now);
+    world.run(Duration::from_millis(200));
+    assert!(world.relays[0].machine.is_finished());
+    assert!(world.relays[0].listeners.is_empty());
     assert!(
-        sim.agent
+        world.agents[0]
             .events
             .iter()
             .any(|event| matches!(event, AgentEvent::RelayDown { .. }))
@@ -227,18 +232,19 @@ fn both_ends_say_goodbye() {
 #[test]
 fn equal_seeds_and_inputs_give_equal_runs() {
     let run = || {
-        let mut sim = Sim::with_service(Kind::Tcp);
-        sim.link.loss = 50;
-        let visitor = sim.visit(sim.public_port()).unwrap();
-        sim.say(visitor, &pattern(300_000));
-        sim.visitor(visitor).fin_to_send = true;
-        sim.run_until("the echo", |sim| sim.relay.sockets[&visitor].is_over());
-        sim.run(Duration::from_secs(100));
+        let mut world = World::with_service(origin(), Kind::Tcp);
+        world.impair(0, |link| link.loss = Loss::Random(20_000));
+        let visitor = world.visit(world.public_port(0)).unwrap();
+        world.say(visitor, &pattern(300_000));
+        world.visitor(visitor).fin_to_send = true;
+        world.run_until("the echo", |world| world.relays[0].sockets[&visitor].is_over());
+        world.run(Duration::from_secs(100));
         (
-            sim.now - sim.start,
-            sim.sent,
-            sim.lost,
-            format!("{:?}{:?}", sim.agent.events, sim.relay.events),
+            world.now - world.start,
+            world.trace.hash(),
+            world.trace.count(),
+            world.lost(0),
+            format!("{:?}{:?}", world.agents[0].events, world.relays[0].events),
         )
     };
     assert_eq!(run(), run());

@@ -268,7 +268,7 @@ impl<M: Machine> Driver<M> {
         let Target::Host { host, port } = target else {
             return self.dialed_udp(id, Err(DialError::Unsupported));
         };
-        // Without a look-up the socket is there before the first datagram for it.
+        // Without a look-up the socket is there at once.
         if let Some(addrs) = self.names.get(&host, port) {
             return self.dialed_udp(id, dial::connect_udp(&addrs));
         }
@@ -287,6 +287,7 @@ impl<M: Machine> Driver<M> {
             Ok(udp) => {
                 udp.source.queue(&mut self.work);
                 self.locals.insert(id, Local::Open(udp));
+                self.feed(SocketEvent::UdpConnected { socket: id });
             }
             Err(error) => {
                 self.locals.remove(id);

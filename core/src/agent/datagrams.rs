@@ -19,14 +19,29 @@ type FlowPorts = (u16, u16);
 #[derive(Debug)]
 pub(super) struct TargetAssociations {
     table: Associations<FlowPorts, UdpId>,
-    sockets: Table<FlowPorts>,
+    sockets: Table<LocalSocket>,
+    /// Bytes that wait for sockets to open.
+    waiting: usize,
 }
+
+/// A local socket, and what came for it before it was open.
+#[derive(Debug)]
+struct LocalSocket {
+    ports: FlowPorts,
+    /// `None` once it is open.
+    waiting: Option<Vec<Box<[u8]>>>,
+}
+
+/// Bytes that may wait for sockets to open, for one and for all. Part of a machine's fixed charge.
+const MAX_WAITING_EACH: usize = 8 * 1024;
+const MAX_WAITING: usize = 128 * 1024;
 
 impl TargetAssociations {
     pub(super) fn new(capacity: usize, random: &mut Random) -> Self {
         Self {
             table: Associations::new(capacity, random),
             sockets: Table::new(capacity.max(1)),
+            waiting: 0,
         }
     }
 
@@ -51,7 +66,20 @@ impl TargetAssociations {
                 None => return,
             },
         };
-        node.send_datagram(UdpSocketRef::Local(socket), None, payload);
+        let Some(local) = self.sockets.get_mut(socket_key(socket)) else {
+            return;
+        };
+        let Some(waiting) = &mut local.waiting else {
+            node.send_datagram(UdpSocketRef::Local(socket), None, payload);
+            return;
+        };
+        let mine: usize = waiting.iter().map(|payload| payload.len()).sum();
+        if mine + payload.len() > MAX_WAITING_EACH || self.waiting + payload.len() > MAX_WAITING {
+            node.resources.counters.drop_udp_queue += 1;
+            return;
+        }
+        self.waiting += payload.len();
+        waiting.push(payload.into());
     }
 
     /// Opens a local socket for a visitor who has none.
@@ -66,7 +94,7 @@ impl TargetAssociations {
             Ok(None) => {}
             Ok(Some((_, evicted))) => {
                 node.resources.counters.associations_evicted += 1;
-                self.sockets.remove(socket_key(evicted));
+                self.forget(evicted);
                 node.actions.push_back(Action::CloseUdp { socket: evicted });
             }
             Err(NoMemory) => {
@@ -74,7 +102,10 @@ impl TargetAssociations {
                 return None;
             }
         }
-        let key = self.sockets.insert_with(|_| ports)?;
+        let key = self.sockets.insert_with(|_| LocalSocket {
+            ports,
+            waiting: Some(Vec::new()),
+        })?;
         let socket = UdpId {
             index: key.index,
             generation: key.generation,
@@ -88,9 +119,26 @@ impl TargetAssociations {
         Some(socket)
     }
 
+    /// Forgets a socket and what waits for it.
+    fn forget(&mut self, socket: UdpId) -> Option<FlowPorts> {
+        let local = self.sockets.remove(socket_key(socket))?;
+        self.waiting -= local
+            .waiting
+            .iter()
+            .flatten()
+            .map(|payload| payload.len())
+            .sum::<usize>();
+        Some(local.ports)
+    }
+
     /// Asserts what must always hold, and returns what the associations are charged in all.
     pub(super) fn check_invariants(&self) -> usize {
         assert_eq!(self.table.len(), self.sockets.len(), "each association has one socket");
+        let waiting = self
+            .sockets
+            .iter()
+            .flat_map(|(_, local)| local.waiting.iter().flatten());
+        assert_eq!(waiting.map(|payload| payload.len()).sum::<usize>(), self.waiting);
         self.table.held()
     }
 
@@ -101,7 +149,12 @@ impl TargetAssociations {
 
 impl Agent {
     pub(super) fn datagram_from_target(&mut self, now: Instant, socket: UdpId, payload: &[u8]) {
-        let Some(&ports) = self.associations.sockets.get(socket_key(socket)) else {
+        let Some(ports) = self
+            .associations
+            .sockets
+            .get(socket_key(socket))
+            .map(|local| local.ports)
+        else {
             return;
         };
         self.associations.table.touch(now, ports);
@@ -112,8 +165,19 @@ impl Agent {
             .send_into_tunnel(self.relay, ports.1, (overlay, ports.0), payload);
     }
 
+    /// A local socket is open: what waits for it goes.
+    pub(super) fn udp_connected(&mut self, socket: UdpId) {
+        let Some(local) = self.associations.sockets.get_mut(socket_key(socket)) else {
+            return;
+        };
+        for payload in local.waiting.take().into_iter().flatten() {
+            self.associations.waiting -= payload.len();
+            self.node.send_datagram(UdpSocketRef::Local(socket), None, &payload);
+        }
+    }
+
     pub(super) fn udp_failed(&mut self, socket: UdpId, error: DialError) {
-        let Some(ports) = self.associations.sockets.remove(socket_key(socket)) else {
+        let Some(ports) = self.associations.forget(socket) else {
             return;
         };
         self.associations.table.remove(ports, &mut self.node.resources.budget);
@@ -134,7 +198,7 @@ impl Agent {
 
     pub(super) fn associations_due(&mut self, now: Instant) {
         while let Some((_, socket)) = self.associations.table.pop_idle(now, &mut self.node.resources.budget) {
-            self.associations.sockets.remove(socket_key(socket));
+            self.associations.forget(socket);
             self.node.actions.push_back(Action::CloseUdp { socket });
         }
     }

@@ -350,6 +350,7 @@ impl Machine for Agent {
             } => {
                 self.datagram_from_target(now, socket, payload);
             }
+            SocketEvent::UdpConnected { socket } => self.udp_connected(socket),
             SocketEvent::UdpFailed { socket, error } => self.udp_failed(socket, error),
             SocketEvent::Resolved { host, addrs } => self.resolved(now, host, addrs),
             SocketEvent::Datagram { .. } | SocketEvent::Listening { .. } | SocketEvent::ListenFailed { .. } => {}

@@ -500,6 +500,7 @@ impl Machine for Relay {
             SocketEvent::Datagram { .. }
             | SocketEvent::Connected { .. }
             | SocketEvent::DialFailed { .. }
+            | SocketEvent::UdpConnected { .. }
             | SocketEvent::UdpFailed { .. }
             | SocketEvent::Resolved { .. } => {}
         }

@@ -383,7 +383,7 @@ fn an_agent_answers_its_relay_only() {
 fn strangers_make_room_for_each_other_and_never_for_themselves_take_a_pinned_place() {
     let now = some_instant();
     let mut relay = End::new(now, 1, "203.0.113.1:51820", true);
-    let mut call = |relay: &mut End, byte: u8, now: Instant| {
+    let call = |relay: &mut End, byte: u8, now: Instant| {
         let mut agent = End::new(now, byte, "192.0.2.7:40000", false);
         let key = secret(1).public_key();
         let id = agent
