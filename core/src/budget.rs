@@ -16,7 +16,7 @@ impl BufferClass {
     pub(crate) const SMALLEST: Self = Self(8 * 1024);
 
     /// No bound but the budget's fill.
-    pub(crate) const LARGEST: Self = Self(256 * 1024);
+    pub(crate) const LARGEST: Self = Self(512 * 1024);
 
     /// The size of each of the two buffers in bytes.
     pub(crate) fn bytes(self) -> usize {
@@ -104,7 +104,7 @@ mod tests {
             classes.push(class);
         }
         assert!(classes.is_sorted_by(|a, b| a >= b));
-        assert_eq!(classes.first(), Some(&BufferClass(256 * 1024)));
+        assert_eq!(classes.first(), Some(&BufferClass(512 * 1024)));
         assert_eq!(classes.last(), Some(&BufferClass::SMALLEST));
         assert!(budget.used() <= 16 * 1024 * 1024);
         let charged: usize = classes.iter().map(|class| class.charge()).sum();

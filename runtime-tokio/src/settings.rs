@@ -12,6 +12,9 @@ pub struct Settings {
     /// How many datagrams one train of the tunnel may have (GSO), 1 to 64. The kernel's own limit applies too.
     pub gso_segments: usize,
     /// Asks for this size of the tunnel socket's send and receive buffer; `None` keeps the system's.
+    ///
+    /// The system's usual 208 KiB hold two trains: a receiver that is not scheduled for a moment would lose the third.
+    /// What is granted is bounded by `net.core.rmem_max` and `wmem_max`.
     pub tunnel_socket_buffer: Option<usize>,
     /// Idle time after which the kernel probes whether a visitor is still there; `None` never probes.
     pub tcp_keepalive: Option<Duration>,
@@ -29,8 +32,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             receive_buffers: 8,
-            gso_segments: 64,
-            tunnel_socket_buffer: None,
+            gso_segments: 32,
+            tunnel_socket_buffer: Some(4 * 1024 * 1024),
             tcp_keepalive: Some(Duration::from_secs(60)),
             dial_timeout: Duration::from_secs(10),
             resolve_timeout: Duration::from_secs(10),

@@ -255,6 +255,7 @@ async fn a_local_socket_reaches_its_target_at_once() {
         running
             .call(move |toy| toy.act(Action::DialUdp { socket: id, target }))
             .await;
+        assert_eq!(running.told().await, Told::UdpConnected(id));
         running
             .call(move |toy| toy.transmit(UdpSocketRef::Local(id), None, b"ask".to_vec()))
             .await;
@@ -281,11 +282,12 @@ async fn a_local_target_may_start_late() {
     let far = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let addr = far.local_addr().unwrap();
     drop(far);
-    let running = Running::start(Toy::default());
+    let mut running = Running::start(Toy::default());
     let (id, target) = (udp_id(0), host(addr));
     running
         .call(move |toy| toy.act(Action::DialUdp { socket: id, target }))
         .await;
+    assert_eq!(running.told().await, Told::UdpConnected(id));
     let ask = move |toy: &mut Toy| toy.transmit(UdpSocketRef::Local(id), None, b"ask".to_vec());
     for _ in 0..3 {
         running.call(ask).await;

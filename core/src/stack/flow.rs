@@ -6,7 +6,7 @@ use smoltcp::iface::{SocketHandle, SocketSet, SocketStorage};
 use smoltcp::socket::tcp::{self, CongestionControl, State};
 use smoltcp::time::Duration;
 
-use super::{FlowKey, Owner};
+use super::{FlowKey, Owner, SPEED};
 use crate::budget::BufferClass;
 use crate::wg::PeerId;
 
@@ -41,13 +41,13 @@ pub(super) struct Seen {
 }
 
 /// Until a connection is established (both ways of opening).
-const HALF_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+const HALF_OPEN_TIMEOUT: Duration = Duration::from_secs(10 * SPEED);
 /// How long the other end may leave data unacknowledged or keep-alives unanswered before it counts as gone. Long enough to
 /// outlive a cable pulled for minutes.
-const DEAD_TIMEOUT: Duration = Duration::from_secs(300);
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
+const DEAD_TIMEOUT: Duration = Duration::from_secs(300 * SPEED);
+const KEEP_ALIVE: Duration = Duration::from_secs(60 * SPEED);
 /// A flow that nobody owns any more only has its last bytes to bring over.
-const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60);
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60 * SPEED);
 
 impl Flow {
     pub(super) fn new(peer: PeerId, key: FlowKey, class: BufferClass, inbound: bool) -> Self {

@@ -117,6 +117,10 @@ const ACKNOWLEDGE_EVERY: u32 = 2;
 pub(crate) const MAX_QUEUED_BYTES: usize = 512 * 1024;
 /// Our side's ports for flows that we open. A port comes round again after all the others did.
 const FIRST_EPHEMERAL: u16 = 16_384;
+/// How much faster than ours smoltcp's time runs. Its retransmission timer never goes below one second, and no setting
+/// reaches that; on a clock five times as fast this is the 200 ms that Linux has. Round trips are measured on the same
+/// clock, so nothing else notices; durations given to smoltcp are multiplied.
+const SPEED: u64 = 5;
 /// A deadline smoltcp calls "now" although it had nothing to send is looked at again after this.
 const STALLED: std::time::Duration = std::time::Duration::from_millis(5);
 
@@ -763,13 +767,16 @@ impl Stack {
         })
     }
 
+    /// smoltcp's time: it runs [`SPEED`] times as fast as ours.
     fn smoltcp_instant(&self, now: Instant) -> smoltcp::time::Instant {
-        let elapsed = now.saturating_duration_since(self.epoch).as_micros();
+        let elapsed = now.saturating_duration_since(self.epoch).as_micros() * u128::from(SPEED);
         smoltcp::time::Instant::from_micros(i64::try_from(elapsed).unwrap_or(i64::MAX))
     }
 
+    /// Our time of an instant of smoltcp's, rounded up.
     fn instant_of(&self, at: smoltcp::time::Instant) -> Instant {
-        self.epoch + std::time::Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0))
+        let micros = u64::try_from(at.total_micros()).unwrap_or(0).div_ceil(SPEED);
+        self.epoch + std::time::Duration::from_micros(micros)
     }
 }
 

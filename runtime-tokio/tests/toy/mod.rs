@@ -25,6 +25,7 @@ pub(crate) enum Told {
     Accepted(StreamId, SocketAddr, SocketAddr),
     Connected(StreamId),
     DialFailed(DialError),
+    UdpConnected(UdpId),
     UdpFailed(DialError),
     Resolved(String, Vec<SocketAddr>),
     Timeout(Instant),
@@ -341,6 +342,7 @@ impl Machine for Toy {
                 }
                 return;
             }
+            SocketEvent::UdpConnected { socket } => Told::UdpConnected(socket),
             SocketEvent::UdpFailed { error, .. } => Told::UdpFailed(error),
             SocketEvent::Resolved { host, addrs } => {
                 self.resolves += 1;
