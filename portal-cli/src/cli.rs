@@ -142,13 +142,13 @@ pub(crate) struct RelayArgs {
     /// The domain under which names are given out, or the address of this machine if only ports are
     #[arg(long, env = "PORTAL_DOMAIN", hide_env_values = true)]
     pub(crate) domain: Option<Domain>,
-    /// Where agents come in, by UDP; its address is also where leased ports are opened [default: [::]:51820]
+    /// Where agents come in, by UDP; its address is also where leased ports are opened [default: port 51820 of every address]
     #[arg(long, value_name = "ADDR", env = "PORTAL_UDP", hide_env_values = true)]
     pub(crate) udp: Option<Listen>,
-    /// Where HTTP visitors come in, or off [default: [::]:80]
+    /// Where HTTP visitors come in, or off [default: port 80 of every address]
     #[arg(long, value_name = "ADDR", env = "PORTAL_HTTP", hide_env_values = true)]
     pub(crate) http: Option<Switch<Listen>>,
-    /// Where TLS visitors come in, or off [default: [::]:443]
+    /// Where TLS visitors come in, or off [default: port 443 of every address]
     #[arg(long, value_name = "ADDR", env = "PORTAL_HTTPS", hide_env_values = true)]
     pub(crate) https: Option<Switch<Listen>>,
     /// The ports for tcp and udp services, or off

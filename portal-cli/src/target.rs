@@ -143,7 +143,10 @@ impl Explain for TargetError {
     }
 
     fn exit(&self) -> Exit {
-        Exit::Misuse
+        match self {
+            Self::NoFile(_) => Exit::Failed,
+            _ => Exit::Misuse,
+        }
     }
 }
 

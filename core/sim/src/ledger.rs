@@ -3,7 +3,7 @@
 //! Nothing is stored but counts. A side's bytes begin with an opening that holds its number; the rest follows from that
 //! number and their place. So what arrives tells who sent it, and whether it is right.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::content::{client_hello, fill, identify, matches};
 
@@ -66,6 +66,13 @@ pub struct Ledger {
     /// Connections that ended with nothing broken, every byte and both FINs received.
     whole: u64,
     verified: u64,
+}
+
+impl Side {
+    /// What it sent and what it receives no longer belong together.
+    fn is_torn(&self) -> bool {
+        self.broken || self.answered
+    }
 }
 
 impl Ledger {
@@ -153,6 +160,8 @@ impl Ledger {
     pub fn receive(&mut self, id: SideId, bytes: &[u8]) {
         let Some(side) = self.sides.get_mut(&id) else { return };
         assert!(!side.fin_received, "side {id:?} received bytes after a FIN");
+        // A page or an alert comes only to who has received nothing else.
+        side.answered |= side.role == Role::Visitor && side.received == 0 && matches!(bytes[0], b'H' | 0x15);
         if side.answered {
             side.received += bytes.len() as u64;
             return;
@@ -164,11 +173,6 @@ impl Ledger {
         }
         side.early.extend_from_slice(bytes);
         side.received += bytes.len() as u64;
-        if side.role == Role::Visitor && (side.early.starts_with(b"HTTP/") || side.early[0] == 0x15) {
-            side.answered = true;
-            side.early = Vec::new();
-            return;
-        }
         if let Some(number) = identify(&side.early) {
             let early = std::mem::take(&mut side.early);
             self.pair(id, SideId(number));
@@ -190,10 +194,13 @@ impl Ledger {
         let Some(side) = self.sides.get_mut(&id) else { return };
         assert!(!side.fin_received, "side {id:?} received a second FIN");
         side.fin_received = true;
-        let (received, peer) = (side.received, side.peer);
+        let (received, peer) = (side.received, side.peer.filter(|_| !side.answered));
         if let Some(peer) = peer.and_then(|peer| self.sides.get(&peer)) {
             assert!(peer.fin_sent, "side {id:?} received a FIN that nobody sent");
-            assert_eq!(received, peer.sent, "side {id:?} received a FIN before all the bytes");
+            assert_eq!(
+                received, peer.sent,
+                "side {id:?} received a FIN before all the bytes of {peer:?}"
+            );
         }
     }
 
@@ -223,7 +230,7 @@ impl Ledger {
     /// # Panics
     /// If one of them was not broken and yet not everything came through.
     pub fn forget_ended(&mut self) {
-        let ended: Vec<_> = self
+        let ended: BTreeSet<_> = self
             .sides
             .iter()
             .filter(|(_, side)| side.over)
@@ -238,7 +245,7 @@ impl Ledger {
             let Some(peer) = side.peer.and_then(|peer| self.sides.get(&peer)) else {
                 continue;
             };
-            if !side.broken && !peer.broken {
+            if !side.is_torn() && !peer.is_torn() {
                 assert_eq!(side.received, peer.sent, "side {id:?} ended well without all its bytes");
                 assert!(peer.fin_sent && side.fin_received);
                 self.whole += u64::from(side.role == Role::Visitor);
@@ -261,9 +268,12 @@ impl Ledger {
                 assert!(!waits || side.answered, "side {id:?} waits for nobody: {side:?}");
                 continue;
             };
-            if side.broken {
-                assert!(peer.over, "{id:?} broke, and {peer_id:?} does not know: {peer:?}");
-            } else if !peer.broken {
+            if side.is_torn() {
+                assert!(
+                    peer.over || peer.answered,
+                    "{id:?} broke, and {peer_id:?} does not know: {peer:?}"
+                );
+            } else if !peer.is_torn() {
                 assert_eq!(
                     side.received, peer.sent,
                     "{id:?} lacks bytes of {peer_id:?}: {side:?} {peer:?}"

@@ -2,13 +2,16 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use portal_core::{Action, DialError, Machine, SocketEvent, StreamId, Target, UdpSocketRef};
+use portal_core::{Action, DialError, Machine, SocketEvent, StreamId, Target, UdpId};
 
 use super::{Host, Pending, Surroundings, TargetScript};
 use crate::ledger::{Opening, Role};
 use crate::socket::Socket;
+
+/// Ports below this open unless they are busy: a relay is nothing without its shared listeners.
+const FIRST_FICKLE_PORT: u16 = 1024;
 
 impl<M: Machine<Event: Debug>> Host<M> {
     pub(super) fn act(&mut self, around: &mut Surroundings<'_>) -> bool {
@@ -24,7 +27,12 @@ impl<M: Machine<Event: Debug>> Host<M> {
                 } => {
                     let taken = self.listeners.values().any(|&bound| bound == (addr, transport));
                     let busy = taken || self.behaviour.busy_ports.contains(&addr.port());
-                    if busy || around.random.chance(self.behaviour.listen_fails) {
+                    let fails = if addr.port() < FIRST_FICKLE_PORT {
+                        0
+                    } else {
+                        self.behaviour.listen_fails
+                    };
+                    if busy || around.random.chance(fails) {
                         let error = io::ErrorKind::AddrInUse;
                         self.machine
                             .handle_socket(now, SocketEvent::ListenFailed { listener, error });
@@ -37,7 +45,10 @@ impl<M: Machine<Event: Debug>> Host<M> {
                 Action::Unlisten { listener } => drop(self.listeners.remove(&listener)),
                 Action::Dial { stream, target } => self.dial(stream, target, around),
                 Action::DialUdp { socket, target } => self.dial_udp(socket, target, around),
-                Action::CloseUdp { socket } => drop(self.udp.remove(&socket)),
+                Action::CloseUdp { socket } => {
+                    let known = self.udp.remove(&socket).is_some() | self.dialling_udp.remove(&socket);
+                    assert!(known, "CloseUdp for {socket:?}, which is not open");
+                }
                 Action::WantRead(id) => self.live(id, "WantRead").read_wanted = true,
                 Action::WantWrite(id) => {
                     let socket = self.live(id, "WantWrite");
@@ -82,8 +93,9 @@ impl<M: Machine<Event: Debug>> Host<M> {
     fn live(&mut self, id: StreamId, action: &str) -> &mut Socket {
         self.work.insert(id);
         let socket = self.sockets.get_mut(&id);
-        let socket = socket.unwrap_or_else(|| panic!("{action} for {id:?}, which the machine was never given"));
-        assert!(!socket.is_over(), "{action} for {id:?}, which is over");
+        let addr = self.addr;
+        let socket = socket.unwrap_or_else(|| panic!("{addr}: {action} for {id:?}, which the machine was never given"));
+        assert!(!socket.is_over(), "{addr}: {action} for {id:?}, which is over");
         socket
     }
 
@@ -123,20 +135,25 @@ impl<M: Machine<Event: Debug>> Host<M> {
         }
     }
 
-    fn dial_udp(&mut self, socket: portal_core::UdpId, target: Target, around: &mut Surroundings<'_>) {
+    fn dial_udp(&mut self, socket: UdpId, target: Target, around: &mut Surroundings<'_>) {
         if let Some(error) = self.behaviour.dial_error {
             self.machine
                 .handle_socket(around.now, SocketEvent::UdpFailed { socket, error });
             return;
         }
+        let delay = delay(self.behaviour.dial_delay, around);
+        if delay.is_zero() {
+            self.udp_dialled(around.now, socket, target);
+        } else {
+            self.dialling_udp.insert(socket);
+            self.later(around.now + delay, Pending::UdpDialled(socket, target));
+        }
+    }
+
+    pub(super) fn udp_dialled(&mut self, now: Instant, socket: UdpId, target: Target) {
         let before = self.udp.insert(socket, target);
-        assert!(
-            before.is_none(),
-            "the machine gave {:?} out twice",
-            UdpSocketRef::Local(socket)
-        );
-        self.machine
-            .handle_socket(around.now, SocketEvent::UdpConnected { socket });
+        assert!(before.is_none(), "the machine gave {socket:?} out twice");
+        self.machine.handle_socket(now, SocketEvent::UdpConnected { socket });
     }
 
     fn resolve(&mut self, host: String, port: u16, around: &mut Surroundings<'_>) {

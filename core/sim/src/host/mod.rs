@@ -103,6 +103,8 @@ pub struct Host<M: Machine> {
     pub late_transmits: u64,
     pub(crate) suspended_until: Option<Instant>,
     pub(crate) heard: BTreeSet<SocketAddr>,
+    /// Local UDP sockets that are not open yet.
+    dialling_udp: BTreeSet<UdpId>,
     work: BTreeSet<StreamId>,
     pending: BTreeMap<(Instant, u64), Pending>,
     number: u64,
@@ -127,6 +129,7 @@ enum Pending {
     Dialled(StreamId),
     DialFailed(StreamId, DialError),
     Resolved(String, Vec<SocketAddr>),
+    UdpDialled(UdpId, Target),
     /// A paced socket goes on.
     Resume(StreamId),
 }
@@ -152,6 +155,7 @@ impl<M: Machine> Host<M> {
             late_transmits: 0,
             suspended_until: None,
             heard: BTreeSet::new(),
+            dialling_udp: BTreeSet::new(),
             work: BTreeSet::new(),
             pending: BTreeMap::new(),
             number: 0,

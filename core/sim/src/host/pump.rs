@@ -82,6 +82,12 @@ impl<M: Machine<Event: Debug>> Host<M> {
                     let (host, addrs) = (host.as_str(), addrs.as_slice());
                     self.machine.handle_socket(now, SocketEvent::Resolved { host, addrs });
                 }
+                Pending::UdpDialled(socket, target) => {
+                    // One that was closed meanwhile is not opened.
+                    if self.dialling_udp.remove(&socket) {
+                        self.udp_dialled(now, socket, target);
+                    }
+                }
                 Pending::Resume(id) => {
                     if let Some(socket) = self.sockets.get_mut(&id) {
                         socket.paused = false;
@@ -197,6 +203,10 @@ impl<M: Machine<Event: Debug>> Host<M> {
                 }
                 UdpSocketRef::Local(id) => {
                     for payload in payloads {
+                        assert!(
+                            !self.dialling_udp.contains(&id),
+                            "{id:?} is sent from before it is open"
+                        );
                         // A socket that was closed meanwhile takes nothing.
                         let open = self.udp.contains_key(&id);
                         if !open || !around.udp.reaches_target(payload) {

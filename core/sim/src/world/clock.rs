@@ -141,8 +141,8 @@ impl World {
         }
     }
 
-    /// What everybody was told and has counted, for a failure.
-    fn report(&self) {
+    /// Prints what everybody was told and has counted, for a failure.
+    pub fn report(&self) {
         for host in &self.relays {
             eprintln!("relay {}: {:?}\n{:?}", host.addr, host.events, host.machine.counters());
         }

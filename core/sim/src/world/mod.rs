@@ -13,7 +13,7 @@ use portal_core::{Agent, AgentConfig, AgentEvent, Kind, Relay, RelayConfig, Rela
 use crate::host::{Behaviour, Host};
 use crate::ledger::Ledger;
 use crate::nat::Nat;
-use crate::netem::{Impairments, Netem};
+use crate::netem::{Counts, Impairments, Netem};
 use crate::random::Random;
 use crate::setup::{agent_addr, agent_config, relay_addr, relay_config, service};
 use crate::trace::Trace;
@@ -49,6 +49,8 @@ pub struct World {
     relay_memories: Vec<RelayMemory>,
     agent_configs: Vec<AgentConfig>,
     strangers: BTreeSet<SocketAddr>,
+    /// Every address that an agent has had.
+    externals: BTreeSet<SocketAddr>,
 }
 
 /// Names a machine.
@@ -132,6 +134,7 @@ impl World {
             relay_memories: Vec::new(),
             agent_configs: Vec::new(),
             strangers: BTreeSet::new(),
+            externals: BTreeSet::new(),
         }
     }
 
@@ -177,6 +180,7 @@ impl World {
         let machine = Agent::new(self.now, config.clone());
         self.agents.push(Host::new(machine, inside, behaviour));
         self.agent_configs.push(config);
+        self.externals.insert(agent_addr(number));
         let link = Impairments {
             latency: Duration::from_millis(10),
             mtu: 1500,
@@ -192,6 +196,10 @@ impl World {
     }
 
     /// Another process in the agent's place, which offers the same.
+    ///
+    /// It is made as if it had been there, asleep, since the world began. WireGuard's timestamps count from the system's
+    /// real clock when a machine is made, by the virtual one from then on; a process made later would be behind the one
+    /// before it, and its handshakes would pass for replays.
     pub fn restart_agent(&mut self, agent: usize) {
         let config = AgentConfig {
             seed: self.random.seed(),
@@ -200,10 +208,11 @@ impl World {
         let old = &mut self.agents[agent];
         old.kill(&mut self.ledger);
         let (behaviour, addr) = (old.behaviour.clone(), old.addr);
-        self.agents[agent] = Host::new(Agent::new(self.now, config), addr, behaviour);
+        self.agents[agent] = Host::new(Agent::new(self.start, config), addr, behaviour);
     }
 
-    /// Another process in the relay's place, which knows what the one before had kept, or nothing.
+    /// Another process in the relay's place, which knows what the one before had kept, or nothing. About its beginning
+    /// see [`World::restart_agent`].
     pub fn restart_relay(&mut self, relay: usize, memory: Memory) {
         self.remember();
         let known = &mut self.relay_memories[relay];
@@ -216,12 +225,18 @@ impl World {
         let old = &mut self.relays[relay];
         old.kill(&mut self.ledger);
         let (behaviour, addr) = (old.behaviour.clone(), old.addr);
-        self.relays[relay] = Host::new(Relay::new(self.now, known.config.clone()), addr, behaviour);
+        self.relays[relay] = Host::new(Relay::new(self.start, known.config.clone()), addr, behaviour);
     }
 
     /// Changes what a relay's configuration says, from its next restart on. Access is changed at the machine too.
     pub fn relay_config_mut(&mut self, relay: usize) -> &mut RelayConfig {
         &mut self.relay_memories[relay].config
+    }
+
+    /// What an agent's configuration says.
+    #[must_use]
+    pub fn agent_config(&self, agent: usize) -> &AgentConfig {
+        &self.agent_configs[agent]
     }
 
     /// A host neither runs nor hears anything for a while; its clock goes on.
@@ -235,6 +250,7 @@ impl World {
 
     /// The agent's router gives it a new address.
     pub fn rebind(&mut self, agent: usize, external: SocketAddr) {
+        self.externals.insert(external);
         self.sites[agent].nat.rebind(external);
     }
 
@@ -248,7 +264,7 @@ impl World {
     #[must_use]
     pub fn lost(&self, agent: usize) -> u64 {
         let site = &self.sites[agent];
-        let of = |counts: crate::netem::Counts| counts.lost + counts.cut + counts.queue_full + counts.too_long;
+        let of = |counts: Counts| counts.lost + counts.cut + counts.queue_full + counts.too_long;
         of(site.up.counts()) + of(site.down.counts())
     }
 

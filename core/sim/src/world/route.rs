@@ -25,9 +25,7 @@ struct Run {
 impl World {
     /// A stranger at `from` sends `bytes` to a host, past its router; or somebody forges the source address.
     pub fn inject(&mut self, host: HostId, from: SocketAddr, bytes: &[u8]) {
-        let known = self.relays.iter().any(|relay| relay.addr == from)
-            || self.sites.iter().any(|site| site.nat.external() == from);
-        if !known {
+        if !self.externals.contains(&from) && self.relays.iter().all(|relay| relay.addr != from) {
             self.strangers.insert(from);
         }
         let mut bytes = bytes.to_vec();

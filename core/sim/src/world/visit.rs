@@ -41,6 +41,18 @@ impl World {
         Some(id)
     }
 
+    /// A visitor connects and says `bytes`, whatever they are. Returns its socket, unless nothing listens or the relay
+    /// refuses it.
+    pub fn visit_saying(&mut self, relay: usize, port: u16, remote: SocketAddr, bytes: Vec<u8>) -> Option<&mut Socket> {
+        let id = self.accept(relay, port, remote)?;
+        let socket = Socket {
+            to_send: bytes.into(),
+            ..Socket::literal()
+        };
+        self.relays[relay].insert(id, socket);
+        Some(self.relays[relay].socket(id))
+    }
+
     /// The socket of a visitor of relay 0.
     pub fn visitor(&mut self, id: StreamId) -> &mut Socket {
         self.relays[0].socket(id)

@@ -1,0 +1,116 @@
+//! The README's first command, as a newcomer runs it.
+
+mod common;
+
+use std::net::SocketAddr;
+
+use common::{Portal, eventually, free_port, get, host_of};
+
+#[test]
+fn a_folder_is_on_a_url_byte_for_byte_and_nothing_outside_it() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("site");
+    std::fs::create_dir(&folder).unwrap();
+    let bytes: Vec<u8> = (0..3_000_000u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    std::fs::write(folder.join("blob.bin"), &bytes).unwrap();
+    std::fs::write(folder.join("index.html"), "<!doctype html>hello").unwrap();
+    std::fs::write(folder.join(".env"), "SECRET").unwrap();
+    std::fs::write(home.path().join("secret.txt"), "SECRET").unwrap();
+    std::os::unix::fs::symlink(home.path().join("secret.txt"), folder.join("link.txt")).unwrap();
+
+    let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let portal = Portal::start(
+        home.path(),
+        &["expose", folder.to_str().unwrap(), "--http", &addr.to_string()],
+    );
+    let url = portal.line();
+    let (host, port) = host_of(&url);
+    assert!(host.ends_with(".localhost") && port == addr.port(), "{url}");
+
+    assert_eq!(
+        get(addr, &format!("{host}:{port}"), "/blob.bin").unwrap(),
+        (200, bytes.clone())
+    );
+    assert_eq!(
+        get(addr, "127.0.0.1", "/blob.bin").unwrap(),
+        (200, bytes),
+        "the only lease answers to any host"
+    );
+    assert_eq!(get(addr, &host, "/").unwrap(), (200, b"<!doctype html>hello".to_vec()));
+    for path in [
+        "/../secret.txt",
+        "/%2e%2e/secret.txt",
+        "/..%2fsecret.txt",
+        "/link.txt",
+        "/.env",
+        "//etc/passwd",
+    ] {
+        let (status, body) = get(addr, &host, path).unwrap();
+        assert!((400..500).contains(&status), "{path} gave {status}");
+        assert!(
+            !String::from_utf8_lossy(&body).contains("SECRET"),
+            "{path} gave the secret"
+        );
+    }
+
+    let ended = portal.stop();
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.err);
+    assert!(ended.err.contains("3000"), "a line for each visitor: {}", ended.err);
+}
+
+#[test]
+fn the_name_stays_the_same_from_one_start_to_the_next() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("page.txt"), "here").unwrap();
+    let start = || {
+        let http = format!("127.0.0.1:{}", free_port());
+        let page = home.path().join("page.txt");
+        let portal = Portal::start(home.path(), &["expose", page.to_str().unwrap(), "--http", &http]);
+        let (host, _) = host_of(&portal.line());
+        assert_eq!(portal.stop().status.code(), Some(0));
+        host
+    };
+    assert_eq!(start(), start());
+}
+
+#[test]
+fn a_target_that_is_not_there_yet_is_said_answered_with_502_and_served_once_it_is() {
+    let home = tempfile::tempdir().unwrap();
+    let (http, target) = (SocketAddr::from(([127, 0, 0, 1], free_port())), free_port());
+    let portal = Portal::start(
+        home.path(),
+        &["expose", &target.to_string(), "--http", &http.to_string()],
+    );
+    let (host, _) = host_of(&portal.line());
+    portal.says(&format!("nothing takes connections at 127.0.0.1:{target}"));
+    assert_eq!(get(http, &host, "/").unwrap().0, 502);
+    portal.says("connection refused");
+
+    let listener = std::net::TcpListener::bind(("127.0.0.1", target)).unwrap();
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nup")
+            .unwrap();
+    });
+    eventually("the target", || match get(http, &host, "/") {
+        Ok((200, body)) if body == b"up" => Ok(()),
+        other => Err(other),
+    });
+    assert_eq!(portal.stop().status.code(), Some(0));
+}
+
+#[test]
+fn results_are_json_for_machines() {
+    let home = tempfile::tempdir().unwrap();
+    let http = format!("127.0.0.1:{}", free_port());
+    let target = free_port().to_string();
+    let portal = Portal::start(home.path(), &["--json", "--quiet", "expose", &target, "--http", &http]);
+    let line: serde_json::Value = serde_json::from_str(&portal.line()).unwrap();
+    assert_eq!(line["event"], "granted");
+    assert!(line["public"].as_str().unwrap().starts_with("http://"), "{line}");
+}
