@@ -4,6 +4,7 @@ mod access;
 mod datagrams;
 mod ingress;
 mod leases;
+mod register;
 mod sessions;
 
 use std::io;

@@ -1,17 +1,13 @@
 //! Control channels with agents: greeting, leases, liveness, and take-over by the same key.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::access::Refusal;
-use super::ingress::Role;
-use super::leases::{Lease, LeaseId, Place};
+use super::leases::LeaseId;
 use super::{Relay, RelayEvent};
-use crate::control::{Channel, ChannelError, Kind, RefusalCode, ToAgent, ToRelay, VERSION};
+use crate::control::{Channel, ChannelError, RefusalCode, ToAgent, ToRelay, VERSION};
 use crate::identity::PublicKey;
-use crate::machine::Transport;
 use crate::stack::{FlowId, Owner};
 use crate::timers::TimerQueue;
 use crate::wg::PeerId;
@@ -19,8 +15,8 @@ use crate::wg::PeerId;
 /// All control channels, greeted or not.
 #[derive(Debug)]
 pub(super) struct Sessions {
-    channels: BTreeMap<FlowId, Conversation>,
-    greeted: BTreeMap<PeerId, FlowId>,
+    pub(super) channels: BTreeMap<FlowId, Conversation>,
+    pub(super) greeted: BTreeMap<PeerId, FlowId>,
     /// Which process of the agent was greeted last, for as long as its peer is known: the flows are that one's.
     instances: BTreeMap<PeerId, u64>,
     deadlines: TimerQueue<FlowId>,
@@ -28,18 +24,18 @@ pub(super) struct Sessions {
 
 /// One channel.
 #[derive(Debug)]
-struct Conversation {
-    peer: PeerId,
+pub(super) struct Conversation {
+    pub(super) peer: PeerId,
     channel: Channel,
-    session: Option<Session>,
+    pub(super) session: Option<Session>,
 }
 
 /// What begins with an accepted hello.
 #[derive(Debug)]
-struct Session {
-    key: PublicKey,
-    leases: BTreeSet<LeaseId>,
-    next_service_port: u16,
+pub(super) struct Session {
+    pub(super) key: PublicKey,
+    pub(super) leases: BTreeSet<LeaseId>,
+    pub(super) next_service_port: u16,
 }
 
 /// How long leases live without a ping.
@@ -49,9 +45,7 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Channels that one peer may have open: the one in use, and its successor after the path broke.
 const CHANNELS_PER_PEER: usize = 4;
 /// Inner ports of services start here; the control channel is below.
-const FIRST_SERVICE_PORT: u16 = 1024;
-/// An agent's own name for a service is shown in logs and kept with ports.
-const MAX_SERVICE_ID: usize = 128;
+pub(super) const FIRST_SERVICE_PORT: u16 = 1024;
 
 impl Sessions {
     pub(super) fn new() -> Self {
@@ -88,7 +82,7 @@ impl Sessions {
             .sum()
     }
 
-    fn session_mut(&mut self, peer: PeerId) -> Option<&mut Session> {
+    pub(super) fn session_mut(&mut self, peer: PeerId) -> Option<&mut Session> {
         let flow = self.greeted.get(&peer)?;
         self.channels.get_mut(flow)?.session.as_mut()
     }
@@ -201,62 +195,6 @@ impl Relay {
             self.end_channel(flow, true, "its tunnel was given up");
         }
         self.sessions.instances.remove(&peer);
-    }
-
-    /// The port of a lease is open: the agent is told.
-    pub(super) fn announce(&mut self, id: LeaseId) {
-        let Some(lease) = self.leases.get_mut(id) else {
-            return;
-        };
-        lease.active = true;
-        let granted = ToAgent::Granted {
-            id: lease.service.clone(),
-            lease: id.number(),
-            public: lease.public.clone(),
-            service_port: lease.service_port,
-        };
-        let event = RelayEvent::Leased {
-            key: lease.key,
-            service: lease.service.clone(),
-            kind: lease.kind,
-            public: lease.public.clone(),
-        };
-        let flow = self.sessions.greeted.get(&lease.peer).copied();
-        self.node.resources.counters.leases_granted += 1;
-        self.node.event(event);
-        if let Some(flow) = flow {
-            self.send(flow, &granted);
-        }
-    }
-
-    /// The port of a lease could not be opened: the agent gets another one, or a refusal if it asked for this one.
-    pub(super) fn port_failed(&mut self, id: LeaseId, error: io::ErrorKind) {
-        let Some(lease) = self.leases.get_mut(id) else {
-            return;
-        };
-        lease.listener = None;
-        let (peer, service, kind) = (lease.peer, lease.service.clone(), lease.kind);
-        let Place::Port(transport, port) = lease.place else {
-            return;
-        };
-        self.leases.port_is_busy(transport, port);
-        self.drop_lease(id);
-        let Some(&flow) = self.sessions.greeted.get(&peer) else {
-            return;
-        };
-        let Some(session) = self.sessions.session_mut(peer) else {
-            return;
-        };
-        session.leases.remove(&id);
-        let key = session.key;
-        // Another port is as good, unless this one was asked for: then the refusal says what the system said.
-        if let Err(refusal) = self.register(flow, &service, kind, None, None) {
-            let message = format!(
-                "{transport} port {port} cannot be opened on the relay ({error}); {}",
-                refusal.message
-            );
-            self.refuse(flow, key, &service, &Refusal::new(RefusalCode::PortBusy, message));
-        }
     }
 
     fn message(&mut self, now: Instant, flow: FlowId, message: ToRelay) {
@@ -384,141 +322,6 @@ impl Relay {
         }
     }
 
-    fn register(
-        &mut self,
-        flow: FlowId,
-        service: &str,
-        kind: Kind,
-        name: Option<&str>,
-        port: Option<u16>,
-    ) -> Result<(), Refusal> {
-        let Some(conversation) = self.sessions.channels.get(&flow) else {
-            return Ok(());
-        };
-        let (peer, Some(session)) = (conversation.peer, &conversation.session) else {
-            return Ok(());
-        };
-        let (key, service_port) = (session.key, session.next_service_port);
-        if session.leases.len() >= self.config.leases_per_key {
-            let message = format!(
-                "this agent has {} services already, as many as it may",
-                session.leases.len()
-            );
-            return Err(Refusal::new(RefusalCode::LimitReached, message));
-        }
-        if service.len() > MAX_SERVICE_ID {
-            return Err(Refusal::new(
-                RefusalCode::NameInvalid,
-                "a service's own name may have 128 bytes",
-            ));
-        }
-        self.config.access.allows(&key, kind, name, port)?;
-        let (place, binding) = match kind {
-            Kind::Http | Kind::Tls => {
-                self.shared_port(kind)?;
-                self.leases.pick_name(kind, &key, service, name)?
-            }
-            Kind::Tcp | Kind::Udp => {
-                let transport = if kind == Kind::Tcp {
-                    Transport::Tcp
-                } else {
-                    Transport::Udp
-                };
-                let range = self.config.ports.clone().ok_or_else(|| {
-                    Refusal::new(
-                        RefusalCode::KindUnavailable,
-                        format!(
-                            "this relay gives out no ports, so it has none for the kind {kind}: start it with --ports"
-                        ),
-                    )
-                })?;
-                self.leases.pick_port(transport, &key, service, port, &range)?
-            }
-        };
-        let public = self.public_address(kind, &place)?;
-        let lease = Lease {
-            peer,
-            key,
-            service: service.to_owned(),
-            kind,
-            place: place.clone(),
-            service_port,
-            public,
-            listener: None,
-            active: false,
-            visitors: 0,
-        };
-        let id = self.leases.insert(lease, &mut self.node.resources.budget)?;
-        if let Some(session) = self.sessions.session_mut(peer) {
-            session.leases.insert(id);
-            session.next_service_port = service_port.checked_add(1).unwrap_or(FIRST_SERVICE_PORT);
-        }
-        if let Some(binding) = binding {
-            self.node.event(RelayEvent::Bound(binding));
-        }
-        match place {
-            Place::Name(..) => self.announce(id),
-            Place::Port(transport, port) => {
-                let addr = SocketAddr::new(self.config.ports_ip, port);
-                let listener = self.listen(Role::Port(id), addr, transport);
-                if let Some(lease) = self.leases.get_mut(id) {
-                    lease.listener = listener;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn shared_port(&self, kind: Kind) -> Result<u16, Refusal> {
-        let (addr, flag) = match kind {
-            Kind::Tls => (self.config.https, "--https"),
-            _ => (self.config.http, "--http"),
-        };
-        addr.map(|addr| addr.port()).ok_or_else(|| {
-            Refusal::new(
-                RefusalCode::KindUnavailable,
-                format!("this relay does not take {kind} visitors: start it with {flag}"),
-            )
-        })
-    }
-
-    fn public_address(&self, kind: Kind, place: &Place) -> Result<String, Refusal> {
-        let domain = &self.config.domain;
-        Ok(match place {
-            Place::Port(transport, port) => format!("{transport}://{domain}:{port}"),
-            Place::Name(_, name) => {
-                let (scheme, usual) = if kind == Kind::Tls {
-                    ("https", 443)
-                } else {
-                    ("http", 80)
-                };
-                match self.shared_port(kind)? {
-                    port if port == usual => format!("{scheme}://{name}.{domain}/"),
-                    port => format!("{scheme}://{name}.{domain}:{port}/"),
-                }
-            }
-        })
-    }
-
-    fn refuse(&mut self, flow: FlowId, key: PublicKey, service: &str, refusal: &Refusal) {
-        self.node.resources.counters.leases_refused += 1;
-        let (code, message) = (refusal.code.clone(), refusal.message.clone());
-        self.node.event(RelayEvent::Refused {
-            key,
-            service: service.to_owned(),
-            code: code.clone(),
-            message: message.clone(),
-        });
-        self.send(
-            flow,
-            &ToAgent::Refused {
-                id: service.to_owned(),
-                code,
-                message,
-            },
-        );
-    }
-
     /// Ends a channel, and with it the session and its leases if it had one.
     fn end_channel(&mut self, flow: FlowId, reset: bool, reason: &'static str) {
         let Some(mut conversation) = self.sessions.channels.remove(&flow) else {
@@ -547,16 +350,7 @@ impl Relay {
         });
     }
 
-    fn drop_lease(&mut self, id: LeaseId) {
-        if let Some(lease) = self.leases.remove(id, &mut self.node.resources.budget)
-            && let Some(listener) = lease.listener
-        {
-            self.associations.forget(listener, &mut self.node.resources);
-            self.unlisten(listener);
-        }
-    }
-
-    fn send(&mut self, flow: FlowId, message: &ToAgent) {
+    pub(super) fn send(&mut self, flow: FlowId, message: &ToAgent) {
         let Some(conversation) = self.sessions.channels.get_mut(&flow) else {
             return;
         };

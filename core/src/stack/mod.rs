@@ -9,7 +9,9 @@
 //! put there.
 
 mod device;
+mod egress;
 mod flow;
+mod ingress;
 mod ip;
 mod schedule;
 
@@ -18,13 +20,13 @@ use std::net::Ipv6Addr;
 use std::ops::Range;
 use std::time::Instant;
 
-use smoltcp::iface::{Config, Interface, PollResult, SocketSet};
+use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use self::device::{PacketSlot, Port};
 use self::flow::{Flow, endpoint};
-use self::ip::{Inner, Payload, UDP_HEADERS};
+use self::ip::UDP_HEADERS;
 use self::schedule::Schedule;
 use crate::budget::BufferClass;
 use crate::byte_queue::ByteQueue;
@@ -108,11 +110,6 @@ pub(super) struct FlowKey {
     local_port: u16,
 }
 
-/// Packets a flow may send before the next flow of its peer has its turn.
-const FLOW_QUANTUM: u32 = 32;
-/// Data packets after which an acknowledgement leaves at once, as RFC 9293 (3.8.6.3) asks: smoltcp's sender opens its
-/// window by the number of acknowledgements, so one for a whole batch would starve it.
-const ACKNOWLEDGE_EVERY: u32 = 2;
 /// Replies made while packets are taken in, and UDP packets, waiting to be sealed.
 pub(crate) const MAX_QUEUED_BYTES: usize = 512 * 1024;
 /// Our side's ports for flows that we open. A port comes round again after all the others did.
@@ -121,8 +118,6 @@ const FIRST_EPHEMERAL: u16 = 16_384;
 /// reaches that; on a clock five times as fast this is the 200 ms that Linux has. Round trips are measured on the same
 /// clock, so nothing else notices; durations given to smoltcp are multiplied.
 const SPEED: u64 = 5;
-/// A deadline smoltcp calls "now" although it had nothing to send is looked at again after this.
-const STALLED: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// See the module docs.
 pub(crate) struct Stack {
@@ -236,31 +231,6 @@ impl Stack {
         flow.observe();
         self.enqueue(id);
         Ok(id)
-    }
-
-    /// Takes in a packet of a peer whose source address was checked. TCP is dealt with here; a UDP packet is returned.
-    pub(crate) fn ingress(
-        &mut self,
-        now: Instant,
-        peer: PeerId,
-        packet: &[u8],
-        resources: &mut Resources,
-    ) -> Option<TunnelDatagram> {
-        let Some(inner) = ip::parse(packet).filter(|inner| inner.destination == self.address) else {
-            resources.counters.drop_inner_packet += 1;
-            return None;
-        };
-        match inner.payload {
-            Payload::Udp(contents) => Some(TunnelDatagram {
-                source_port: inner.source_port,
-                destination_port: inner.destination_port,
-                contents,
-            }),
-            Payload::Tcp { opens, has_data } => {
-                self.segment(now, peer, &inner, packet, opens, has_data, resources);
-                None
-            }
-        }
     }
 
     /// Queues a UDP packet for a peer. False if it is too large or the queue is full.
@@ -426,77 +396,6 @@ impl Stack {
         None
     }
 
-    /// Makes the next packet, if there is one for a peer that is `ready`, and says for whom and how long it is. Peers that
-    /// are not ready are named to `call` and skipped until [`Stack::resume`]; UDP packets for them are dropped.
-    pub(crate) fn peek_packet(
-        &mut self,
-        now: Instant,
-        ready: impl Fn(PeerId) -> bool,
-        mut call: impl FnMut(PeerId),
-        resources: &mut Resources,
-    ) -> Option<(PeerId, usize)> {
-        while let Some((peer, packet)) = self.queue.front() {
-            if ready(peer) {
-                return Some((peer, packet.len()));
-            }
-            call(peer);
-            resources.counters.drop_udp_queue += 1;
-            self.queue.pop();
-        }
-        loop {
-            if let Some(peer) = self.next_peer {
-                if ready(peer) {
-                    return Some((peer, padded(self.next.len(), self.config.mtu)));
-                }
-                // The session went while the packet waited. TCP will send it again.
-                self.next.clear();
-                self.next_peer = None;
-            }
-            let (peer, id) = self.schedule.front()?;
-            if !ready(peer) {
-                self.schedule.pause_peer();
-                call(peer);
-                continue;
-            }
-            if self.egress(now, id, resources) {
-                self.next_peer = Some(peer);
-            }
-        }
-    }
-
-    /// The packet that [`Stack::peek_packet`] spoke of.
-    pub(crate) fn packet(&self) -> &[u8] {
-        match self.queue.front() {
-            Some((_, packet)) => packet,
-            None => self.next.padded(padded(self.next.len(), self.config.mtu)),
-        }
-    }
-
-    /// That packet has gone.
-    pub(crate) fn take_packet(&mut self) {
-        if self.queue.front().is_some() {
-            self.queue.pop();
-        } else {
-            self.next.clear();
-            self.next_peer = None;
-        }
-    }
-
-    /// A train for the front peer is full: the next peer goes on.
-    pub(crate) fn rotate_peer(&mut self) {
-        self.schedule.rotate_peer();
-    }
-
-    /// A peer can be sent to again.
-    pub(crate) fn resume(&mut self, peer: PeerId) {
-        self.schedule.resume(peer);
-    }
-
-    /// Whether no packet waits that could be sent.
-    pub(crate) fn is_drained(&self) -> bool {
-        self.queue.front().is_none() && self.next_peer.is_none() && self.schedule.is_idle()
-    }
-
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         while let Some(id) = self.timers.pop_due(now) {
             self.enqueue(id);
@@ -505,99 +404,6 @@ impl Stack {
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.timers.next()
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parsed packet taken apart, and what it acts on"
-    )]
-    fn segment(
-        &mut self,
-        now: Instant,
-        peer: PeerId,
-        inner: &Inner,
-        packet: &[u8],
-        opens: bool,
-        has_data: bool,
-        resources: &mut Resources,
-    ) {
-        let key = FlowKey {
-            remote: inner.source,
-            remote_port: inner.source_port,
-            local_port: inner.destination_port,
-        };
-        let known = self.by_key.get(&key).copied();
-        let id = match known {
-            None if opens && self.served.contains_key(&key.local_port) => {
-                match self.accept(peer, key, resources) {
-                    Some(id) => Some(id),
-                    // Full: no answer, so that the other end tries again.
-                    None => return,
-                }
-            }
-            known => known,
-        };
-        let smoltcp_now = self.smoltcp_instant(now);
-        let mut port = Port {
-            mtu: self.config.mtu,
-            incoming: Some(packet),
-            outgoing: &mut self.reply,
-        };
-        match id.and_then(|id| self.flows.get_mut(id.0)) {
-            // Nobody there: smoltcp answers an empty set's packet with a RST.
-            None => {
-                self.interface
-                    .poll_ingress_single(smoltcp_now, &mut port, &mut self.nothing);
-            }
-            // Both FINs are through and only unread bytes are left, which smoltcp would clear when TIME-WAIT ends.
-            Some(flow) if flow.seen.state == Some(State::TimeWait) => return,
-            Some(flow) => {
-                self.interface
-                    .poll_ingress_single(smoltcp_now, &mut port, &mut flow.set);
-                let was_half_open = flow.is_half_open();
-                flow.observe();
-                if was_half_open && !flow.is_half_open() {
-                    self.half_open -= 1;
-                }
-                if has_data {
-                    flow.unacknowledged += 1;
-                    if flow.unacknowledged >= ACKNOWLEDGE_EVERY && self.reply.is_empty() {
-                        flow.unacknowledged = 0;
-                        let mut port = Port {
-                            mtu: self.config.mtu,
-                            incoming: None,
-                            outgoing: &mut self.reply,
-                        };
-                        self.interface.poll_egress(smoltcp_now, &mut port, &mut flow.set);
-                    }
-                }
-            }
-        }
-        if !self.reply.is_empty() {
-            let padded_len = padded(self.reply.len(), self.config.mtu);
-            // A full queue loses a reply, as a network does.
-            self.queue.push(peer, self.reply.padded(padded_len));
-            self.reply.clear();
-        }
-        if let Some(id) = id {
-            self.touch(id);
-            self.enqueue(id);
-        }
-    }
-
-    /// Makes a flow for a connection that a peer opens.
-    fn accept(&mut self, peer: PeerId, key: FlowKey, resources: &mut Resources) -> Option<FlowId> {
-        if self.half_open >= self.config.max_half_open {
-            resources.counters.refused_half_open += 1;
-            return None;
-        }
-        let largest = *self.served.get(&key.local_port)?;
-        let id = self.insert_flow(peer, key, true, largest, resources).ok()?;
-        let flow = self.flows.get_mut(id.0)?;
-        let listening = flow.socket_mut().listen(endpoint(self.address, key.local_port));
-        debug_assert!(listening.is_ok(), "a new socket can listen on a port that is not 0");
-        self.half_open += 1;
-        Some(id)
     }
 
     fn insert_flow(
@@ -621,68 +427,6 @@ impl Stack {
         self.by_key.insert(key, id);
         resources.counters.flows_opened += 1;
         Ok(id)
-    }
-
-    /// Lets a flow make one packet into the slot. Returns whether it did; if not, the flow leaves the schedule.
-    fn egress(&mut self, now: Instant, id: FlowId, resources: &mut Resources) -> bool {
-        let smoltcp_now = self.smoltcp_instant(now);
-        let Some(flow) = self.flows.get_mut(id.0) else {
-            self.schedule.finish_flow();
-            return false;
-        };
-        if flow.sent_in_turn >= FLOW_QUANTUM {
-            flow.sent_in_turn = 0;
-            self.schedule.rotate_flow();
-            return false;
-        }
-        let mut port = Port {
-            mtu: self.config.mtu,
-            incoming: None,
-            outgoing: &mut self.next,
-        };
-        #[cfg(test)]
-        {
-            self.polls += 1;
-        }
-        let polled = self.interface.poll_egress(smoltcp_now, &mut port, &mut flow.set);
-        let changed = flow.observe();
-        if polled != PollResult::None && !self.next.is_empty() {
-            flow.unacknowledged = 0;
-            flow.sent_in_turn += 1;
-            if changed {
-                self.touch(id);
-            }
-            return true;
-        }
-        flow.queued = false;
-        flow.sent_in_turn = 0;
-        self.schedule.finish_flow();
-        if changed {
-            self.touch(id);
-        }
-        self.arm(now, id);
-        self.settle(id, resources);
-        false
-    }
-
-    /// Sets a flow's timer to what smoltcp waits for.
-    fn arm(&mut self, now: Instant, id: FlowId) {
-        let smoltcp_now = self.smoltcp_instant(now);
-        let Some(flow) = self.flows.get_mut(id.0) else {
-            return;
-        };
-        // What is left of a connection in TIME-WAIT is unread bytes: see `segment`.
-        let due = match flow.seen.state {
-            Some(State::TimeWait) => None,
-            _ => self.interface.poll_at(smoltcp_now, &flow.set),
-        };
-        match due {
-            Some(due) => {
-                let due = self.instant_of(due).max(now + STALLED);
-                self.timers.set_no_later(id, due);
-            }
-            None => self.timers.clear(id),
-        }
     }
 
     /// Removes a flow that has ended, once nobody owns it.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::ip::Payload;
 use super::*;
 use crate::identity::PublicKey;
 use crate::timers::tests::some_instant;

@@ -20,6 +20,7 @@
 
 mod admission;
 mod clock;
+mod peers;
 
 use std::collections::VecDeque;
 use std::net::Ipv6Addr;
@@ -153,111 +154,6 @@ impl Wg {
             events: VecDeque::new(),
             random: Random::new(std::array::from_fn(|_| random.u32().to_le_bytes()[0])),
         }
-    }
-
-    /// Adds a peer, or finds the one with this key. A `path` makes it known where it can be reached. `None` if the table
-    /// is full of pinned peers.
-    pub(crate) fn add_peer(
-        &mut self,
-        now: Instant,
-        key: PublicKey,
-        path: Option<Path>,
-        resources: &mut Resources,
-    ) -> Option<PeerId> {
-        if let Some(&id) = self.by_key.get(&key) {
-            if let Some(peer) = self.peers.get_mut(id.0) {
-                peer.path = path.or(peer.path);
-            }
-            return Some(id);
-        }
-        if self.peers.is_full() && !self.drop_oldest_stranger(resources) {
-            return None;
-        }
-        if !resources.budget.charge(PEER_CHARGE) {
-            return None;
-        }
-        let now = self.clock.enter(now);
-        let index = loop {
-            let index = self.random.u32() >> 8;
-            if !self.by_index.contains_key(&index) {
-                break index;
-            }
-        };
-        let overlay = key.overlay_address();
-        let tunn = Tunn::new(
-            self.secret.clone(),
-            x25519::PublicKey::from(*key.as_bytes()),
-            None,
-            None,
-            index,
-            Some(Arc::clone(&self.unlimited)),
-        );
-        let peer = Peer {
-            tunn: Box::new(tunn),
-            index,
-            key,
-            overlay,
-            path,
-            pinned: false,
-            ready: false,
-            handshaking: false,
-            expired: false,
-            updated: now,
-            heard: now,
-        };
-        let id = PeerId(self.peers.insert_with(|_| peer)?);
-        self.by_index.insert(index, id);
-        self.by_key.insert(key, id);
-        self.by_overlay.insert(overlay, id);
-        Some(id)
-    }
-
-    /// Forgets a peer and its sessions.
-    fn remove_peer(&mut self, id: PeerId, resources: &mut Resources) {
-        if let Some(peer) = self.peers.remove(id.0) {
-            resources.budget.release(PEER_CHARGE);
-            self.by_index.remove(&peer.index);
-            self.by_key.remove(&peer.key);
-            self.by_overlay.remove(&peer.overlay);
-            self.timers.clear(id);
-        }
-    }
-
-    /// A pinned peer is never dropped to make room or for its silence.
-    pub(crate) fn set_pinned(&mut self, id: PeerId, pinned: bool) {
-        if let Some(peer) = self.peers.get_mut(id.0) {
-            peer.pinned = pinned;
-        }
-    }
-
-    /// Says where a peer can be reached, before it has been heard from there.
-    pub(crate) fn set_path(&mut self, id: PeerId, path: Path) {
-        if let Some(peer) = self.peers.get_mut(id.0) {
-            peer.path = Some(path);
-        }
-    }
-
-    pub(crate) fn key(&self, id: PeerId) -> Option<PublicKey> {
-        self.peers.get(id.0).map(|peer| peer.key)
-    }
-
-    pub(crate) fn overlay(&self, id: PeerId) -> Option<Ipv6Addr> {
-        self.peers.get(id.0).map(|peer| peer.overlay)
-    }
-
-    pub(crate) fn path(&self, id: PeerId) -> Option<Path> {
-        self.peers.get(id.0)?.path
-    }
-
-    /// Whether packets can be sealed for the peer now.
-    pub(crate) fn is_ready(&self, id: PeerId) -> bool {
-        self.peers
-            .get(id.0)
-            .is_some_and(|peer| peer.ready && peer.path.is_some())
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.peers.len()
     }
 
     /// Opens one datagram. An inner packet of the peer returned, whose source address was checked, lies at the front of
@@ -431,56 +327,6 @@ impl Wg {
     /// The length of the next such message and its path, to see whether it fits.
     pub(crate) fn peek_control(&self) -> Option<(Path, usize)> {
         self.outbox.front().map(|message| (message.path, message.len))
-    }
-
-    /// Asserts what must always hold, and returns what the peers are charged in all.
-    pub(crate) fn check_invariants(&self) -> usize {
-        assert_eq!(self.by_index.len(), self.peers.len(), "every peer has an index");
-        assert_eq!(self.by_key.len(), self.peers.len(), "every peer has a key");
-        assert_eq!(
-            self.by_overlay.len(),
-            self.peers.len(),
-            "every peer has an overlay address"
-        );
-        self.peers.len() * PEER_CHARGE
-    }
-
-    fn find(&self, receiver_index: u32, resources: &mut Resources) -> Option<PeerId> {
-        let found = self.by_index.get(&(receiver_index >> 8)).copied();
-        if found.is_none() {
-            resources.counters.drop_unknown_index += 1;
-        }
-        found
-    }
-
-    fn admit(&mut self, now: Instant, key: PublicKey, resources: &mut Resources) -> Option<PeerId> {
-        if let Some(&id) = self.by_key.get(&key) {
-            return Some(id);
-        }
-        if !self.admit_strangers {
-            resources.counters.drop_unknown_key += 1;
-            return None;
-        }
-        let added = self.add_peer(now, key, None, resources);
-        if added.is_none() {
-            resources.counters.drop_peers_full += 1;
-        }
-        added
-    }
-
-    /// Drops the peer that is not pinned and was silent the longest.
-    fn drop_oldest_stranger(&mut self, resources: &mut Resources) -> bool {
-        let oldest = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| !peer.pinned)
-            .min_by_key(|(_, peer)| peer.heard);
-        let Some(id) = oldest.map(|(key, _)| PeerId(key)) else {
-            return false;
-        };
-        self.remove_peer(id, resources);
-        self.events.push_back(WgEvent::Dropped(id));
-        true
     }
 
     /// Brings boringtun's timestamps up to `now` and sends what its timers ask for.

@@ -1,0 +1,151 @@
+//! Packets for the tunnel: whose turn it is, and when a flow must be looked at again.
+
+use std::time::{Duration, Instant};
+
+use smoltcp::iface::PollResult;
+use smoltcp::socket::tcp::State;
+
+use super::device::Port;
+use super::{FlowId, Stack};
+use crate::resources::Resources;
+use crate::wg::{PeerId, padded};
+
+/// Packets a flow may send before the next flow of its peer has its turn.
+const FLOW_QUANTUM: u32 = 32;
+/// A deadline smoltcp calls "now" although it had nothing to send is looked at again after this.
+const STALLED: Duration = Duration::from_millis(5);
+
+impl Stack {
+    /// Makes the next packet, if there is one for a peer that is `ready`, and says for whom and how long it is. Peers that
+    /// are not ready are named to `call` and skipped until [`Stack::resume`]; UDP packets for them are dropped.
+    pub(crate) fn peek_packet(
+        &mut self,
+        now: Instant,
+        ready: impl Fn(PeerId) -> bool,
+        mut call: impl FnMut(PeerId),
+        resources: &mut Resources,
+    ) -> Option<(PeerId, usize)> {
+        while let Some((peer, packet)) = self.queue.front() {
+            if ready(peer) {
+                return Some((peer, packet.len()));
+            }
+            call(peer);
+            resources.counters.drop_udp_queue += 1;
+            self.queue.pop();
+        }
+        loop {
+            if let Some(peer) = self.next_peer {
+                if ready(peer) {
+                    return Some((peer, padded(self.next.len(), self.config.mtu)));
+                }
+                // The session went while the packet waited. TCP will send it again.
+                self.next.clear();
+                self.next_peer = None;
+            }
+            let (peer, id) = self.schedule.front()?;
+            if !ready(peer) {
+                self.schedule.pause_peer();
+                call(peer);
+                continue;
+            }
+            if self.egress(now, id, resources) {
+                self.next_peer = Some(peer);
+            }
+        }
+    }
+
+    /// The packet that [`Stack::peek_packet`] spoke of.
+    pub(crate) fn packet(&self) -> &[u8] {
+        match self.queue.front() {
+            Some((_, packet)) => packet,
+            None => self.next.padded(padded(self.next.len(), self.config.mtu)),
+        }
+    }
+
+    /// That packet has gone.
+    pub(crate) fn take_packet(&mut self) {
+        if self.queue.front().is_some() {
+            self.queue.pop();
+        } else {
+            self.next.clear();
+            self.next_peer = None;
+        }
+    }
+
+    /// A train for the front peer is full: the next peer goes on.
+    pub(crate) fn rotate_peer(&mut self) {
+        self.schedule.rotate_peer();
+    }
+
+    /// A peer can be sent to again.
+    pub(crate) fn resume(&mut self, peer: PeerId) {
+        self.schedule.resume(peer);
+    }
+
+    /// Whether no packet waits that could be sent.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.queue.front().is_none() && self.next_peer.is_none() && self.schedule.is_idle()
+    }
+
+    /// Lets a flow make one packet into the slot. Returns whether it did; if not, the flow leaves the schedule.
+    fn egress(&mut self, now: Instant, id: FlowId, resources: &mut Resources) -> bool {
+        let smoltcp_now = self.smoltcp_instant(now);
+        let Some(flow) = self.flows.get_mut(id.0) else {
+            self.schedule.finish_flow();
+            return false;
+        };
+        if flow.sent_in_turn >= FLOW_QUANTUM {
+            flow.sent_in_turn = 0;
+            self.schedule.rotate_flow();
+            return false;
+        }
+        let mut port = Port {
+            mtu: self.config.mtu,
+            incoming: None,
+            outgoing: &mut self.next,
+        };
+        #[cfg(test)]
+        {
+            self.polls += 1;
+        }
+        let polled = self.interface.poll_egress(smoltcp_now, &mut port, &mut flow.set);
+        let changed = flow.observe();
+        if polled != PollResult::None && !self.next.is_empty() {
+            flow.unacknowledged = 0;
+            flow.sent_in_turn += 1;
+            if changed {
+                self.touch(id);
+            }
+            return true;
+        }
+        flow.queued = false;
+        flow.sent_in_turn = 0;
+        self.schedule.finish_flow();
+        if changed {
+            self.touch(id);
+        }
+        self.arm(now, id);
+        self.settle(id, resources);
+        false
+    }
+
+    /// Sets a flow's timer to what smoltcp waits for.
+    fn arm(&mut self, now: Instant, id: FlowId) {
+        let smoltcp_now = self.smoltcp_instant(now);
+        let Some(flow) = self.flows.get_mut(id.0) else {
+            return;
+        };
+        // What is left of a connection in TIME-WAIT is unread bytes: see `segment`.
+        let due = match flow.seen.state {
+            Some(State::TimeWait) => None,
+            _ => self.interface.poll_at(smoltcp_now, &flow.set),
+        };
+        match due {
+            Some(due) => {
+                let due = self.instant_of(due).max(now + STALLED);
+                self.timers.set_no_later(id, due);
+            }
+            None => self.timers.clear(id),
+        }
+    }
+}

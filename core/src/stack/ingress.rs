@@ -1,0 +1,136 @@
+//! Packets from the tunnel: to their flow, or a new one.
+
+use std::time::Instant;
+
+use smoltcp::socket::tcp::State;
+
+use super::device::Port;
+use super::flow::endpoint;
+use super::ip::{self, Inner, Payload};
+use super::{FlowId, FlowKey, Stack, TunnelDatagram};
+use crate::resources::Resources;
+use crate::wg::{PeerId, padded};
+
+/// Data packets after which an acknowledgement leaves at once, as RFC 9293 (3.8.6.3) asks: smoltcp's sender opens its
+/// window by the number of acknowledgements, so one for a whole batch would starve it.
+const ACKNOWLEDGE_EVERY: u32 = 2;
+
+impl Stack {
+    /// Takes in a packet of a peer whose source address was checked. TCP is dealt with here; a UDP packet is returned.
+    pub(crate) fn ingress(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        packet: &[u8],
+        resources: &mut Resources,
+    ) -> Option<TunnelDatagram> {
+        let Some(inner) = ip::parse(packet).filter(|inner| inner.destination == self.address) else {
+            resources.counters.drop_inner_packet += 1;
+            return None;
+        };
+        match inner.payload {
+            Payload::Udp(contents) => Some(TunnelDatagram {
+                source_port: inner.source_port,
+                destination_port: inner.destination_port,
+                contents,
+            }),
+            Payload::Tcp { opens, has_data } => {
+                self.segment(now, peer, &inner, packet, opens, has_data, resources);
+                None
+            }
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parsed packet taken apart, and what it acts on"
+    )]
+    fn segment(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        inner: &Inner,
+        packet: &[u8],
+        opens: bool,
+        has_data: bool,
+        resources: &mut Resources,
+    ) {
+        let key = FlowKey {
+            remote: inner.source,
+            remote_port: inner.source_port,
+            local_port: inner.destination_port,
+        };
+        let known = self.by_key.get(&key).copied();
+        let id = match known {
+            None if opens && self.served.contains_key(&key.local_port) => {
+                match self.accept(peer, key, resources) {
+                    Some(id) => Some(id),
+                    // Full: no answer, so that the other end tries again.
+                    None => return,
+                }
+            }
+            known => known,
+        };
+        let smoltcp_now = self.smoltcp_instant(now);
+        let mut port = Port {
+            mtu: self.config.mtu,
+            incoming: Some(packet),
+            outgoing: &mut self.reply,
+        };
+        match id.and_then(|id| self.flows.get_mut(id.0)) {
+            // Nobody there: smoltcp answers an empty set's packet with a RST.
+            None => {
+                self.interface
+                    .poll_ingress_single(smoltcp_now, &mut port, &mut self.nothing);
+            }
+            // Both FINs are through and only unread bytes are left, which smoltcp would clear when TIME-WAIT ends.
+            Some(flow) if flow.seen.state == Some(State::TimeWait) => return,
+            Some(flow) => {
+                self.interface
+                    .poll_ingress_single(smoltcp_now, &mut port, &mut flow.set);
+                let was_half_open = flow.is_half_open();
+                flow.observe();
+                if was_half_open && !flow.is_half_open() {
+                    self.half_open -= 1;
+                }
+                if has_data {
+                    flow.unacknowledged += 1;
+                    if flow.unacknowledged >= ACKNOWLEDGE_EVERY && self.reply.is_empty() {
+                        flow.unacknowledged = 0;
+                        let mut port = Port {
+                            mtu: self.config.mtu,
+                            incoming: None,
+                            outgoing: &mut self.reply,
+                        };
+                        self.interface.poll_egress(smoltcp_now, &mut port, &mut flow.set);
+                    }
+                }
+            }
+        }
+        if !self.reply.is_empty() {
+            let padded_len = padded(self.reply.len(), self.config.mtu);
+            // A full queue loses a reply, as a network does.
+            self.queue.push(peer, self.reply.padded(padded_len));
+            self.reply.clear();
+        }
+        if let Some(id) = id {
+            self.touch(id);
+            self.enqueue(id);
+        }
+    }
+
+    /// Makes a flow for a connection that a peer opens.
+    fn accept(&mut self, peer: PeerId, key: FlowKey, resources: &mut Resources) -> Option<FlowId> {
+        if self.half_open >= self.config.max_half_open {
+            resources.counters.refused_half_open += 1;
+            return None;
+        }
+        let largest = *self.served.get(&key.local_port)?;
+        let id = self.insert_flow(peer, key, true, largest, resources).ok()?;
+        let flow = self.flows.get_mut(id.0)?;
+        let listening = flow.socket_mut().listen(endpoint(self.address, key.local_port));
+        debug_assert!(listening.is_ok(), "a new socket can listen on a port that is not 0");
+        self.half_open += 1;
+        Some(id)
+    }
+}
