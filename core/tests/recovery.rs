@@ -92,6 +92,26 @@ fn an_agent_waits_for_an_absent_relay_and_says_so() {
 }
 
 #[test]
+fn connections_over_a_relay_that_stays_away_end() {
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    let visitor = world.visit(world.public_port(0)).unwrap();
+    world.say(visitor, b"hello");
+    world.run_until("the dial", |world| !world.agents[0].sockets.is_empty());
+    world.relays[0].on = false;
+    world.run(Duration::from_secs(60));
+    assert!(
+        world.agents[0].sockets.values().all(|socket| !socket.is_over()),
+        "a minute is survived"
+    );
+    world.run(Duration::from_secs(600));
+    assert!(
+        world.agents[0].sockets.values().all(|socket| socket.is_over()),
+        "ten minutes are not"
+    );
+    assert_eq!(world.agents[0].machine.connection_count(), 0);
+}
+
+#[test]
 fn a_cut_of_a_minute_loses_no_idle_connection() {
     let mut world = World::with_service(origin(), Kind::Tcp);
     let visitor = world.visit(world.public_port(0)).unwrap();
@@ -176,6 +196,40 @@ fn a_key_without_a_grant_is_refused_by_name_and_served_once_granted() {
     });
     assert_eq!(world.relays[0].machine.census().leases, 0);
     assert_eq!(world.relays[0].machine.census().agents, 0);
+}
+
+#[test]
+fn a_narrowed_grant_ends_the_leases_that_it_does_not_cover() {
+    let mut config = relay_config(0);
+    config.access = Access::Granted(vec![Grant::all(agent_key(0).public_key())]);
+    let mut world = World::pair(origin(), config, agent_config(0, 0, vec![service(Kind::Tcp, 3000)]));
+    world.run_until("the lease", |world| grants(world) == 1);
+    let visitor = world.visit(world.public_port(0)).unwrap();
+    world.say(visitor, b"running");
+    world.run_until("the echo", |world| {
+        world.relays[0].sockets[&visitor].received == b"running"
+    });
+    let narrow = Grant {
+        kinds: vec![Kind::Http],
+        ..Grant::all(agent_key(0).public_key())
+    };
+    world.relays[0]
+        .machine
+        .set_access(world.now, Access::Granted(vec![narrow]));
+    world.run_until_within("the refusal", Duration::from_secs(5), |world| {
+        world.agents[0]
+            .events
+            .iter()
+            .any(|event| matches!(event, AgentEvent::Refused { .. }))
+    });
+    assert!(world.relays[0].sockets[&visitor].reset);
+    assert_eq!(
+        (
+            world.relays[0].machine.census().leases,
+            world.relays[0].machine.census().agents
+        ),
+        (0, 1)
+    );
 }
 
 #[test]

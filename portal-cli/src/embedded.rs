@@ -8,7 +8,7 @@ use std::time::Instant;
 use portal_core::identity::SecretKey;
 use portal_core::uri::RelayUri;
 use portal_core::{Access, Ingress, Kind, Limits, Relay, RelayConfig, RelayEvent, Transport};
-use portal_runtime_tokio::{Driver, Handle, Handlers, Settings};
+use portal_runtime_tokio::{Driver, Handle, Handlers};
 
 use crate::failure::{Explain, Failure};
 use crate::sockets::{self, BindError};
@@ -49,9 +49,13 @@ impl Embedded {
         config.access = Access::Open;
         config.sole_lease_answers = true;
         config.limits = limits;
+        let visitors_at = |usual: SocketAddr| match http {
+            Some(asked) => sockets::with_port(asked),
+            None => sockets::free_tcp(usual, TRIES).unwrap_or(usual),
+        };
         match kind {
-            Kind::Http => config.http = Some(http.unwrap_or_else(|| sockets::free_tcp(HTTP, TRIES).unwrap_or(HTTP))),
-            Kind::Tls => config.https = Some(http.unwrap_or_else(|| sockets::free_tcp(HTTPS, TRIES).unwrap_or(HTTPS))),
+            Kind::Http => config.http = Some(visitors_at(HTTP)),
+            Kind::Tls => config.https = Some(visitors_at(HTTPS)),
             _ => {
                 config.ports = Some(PORTS);
                 config.ports_ip = loopback;
@@ -91,7 +95,7 @@ impl Drop for Embedded {
 async fn run(config: RelayConfig, socket: std::net::UdpSocket, tell: &mpsc::Sender<(Handle<Relay>, Started)>) {
     let mut waiting = usize::from(config.http.is_some()) + usize::from(config.https.is_some());
     let relay = Relay::new(Instant::now(), config);
-    let (driver, handle, mut events) = match Driver::new(relay, socket, Settings::default(), Handlers::new()) {
+    let (driver, handle, mut events) = match Driver::new(relay, socket, process::settings(), Handlers::new()) {
         Ok(started) => started,
         Err(error) => {
             tracing::error!(%error, "starting the relay");

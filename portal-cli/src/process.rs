@@ -4,6 +4,7 @@ use std::io;
 use std::panic;
 use std::time::Duration;
 
+use portal_runtime_tokio::Settings;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,6 +15,13 @@ use crate::report;
 
 /// Threads for what blocks: look-ups, files.
 const BLOCKING_THREADS: usize = 16;
+
+/// How long an end waits for open connections. Less than the 10 s after which `docker stop` kills; an idle browser holds
+/// its connection for minutes.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Events that may wait. More than one turn of a machine makes, or a flood of visitors would hide the binding of a name.
+const EVENTS: usize = 8192;
 
 /// Without PORTAL_LOG. What concerns the user is printed by the commands themselves.
 const DEFAULT_LOG: &str = "warn,boringtun=off,smoltcp=off";
@@ -61,6 +69,15 @@ pub(crate) fn runtime() -> Result<Runtime, ProcessError> {
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(ProcessError::Runtime)
+}
+
+/// How machines are driven here.
+pub(crate) fn settings() -> Settings {
+    Settings {
+        shutdown_grace: GRACE,
+        event_queue: EVENTS,
+        ..Settings::default()
+    }
 }
 
 /// Ends a runtime without waiting for a thread that is stuck in a file system or a resolver.

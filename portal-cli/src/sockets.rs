@@ -36,6 +36,14 @@ pub(crate) fn usable(addr: SocketAddr) -> SocketAddr {
     addr
 }
 
+/// The address itself, or with a free TCP port if it has port 0: the public address needs the number beforehand.
+pub(crate) fn with_port(addr: SocketAddr) -> SocketAddr {
+    if addr.port() == 0 {
+        return free_tcp(addr, 1).unwrap_or(addr);
+    }
+    addr
+}
+
 /// The first of `count` TCP ports from `addr` on that is free; any free port if `addr` has port 0.
 pub(crate) fn free_tcp(addr: SocketAddr, count: u16) -> Option<SocketAddr> {
     (0..count)
@@ -133,5 +141,7 @@ mod tests {
         assert_ne!(free_tcp(addr, 50), Some(addr));
         let any = free_tcp("127.0.0.1:0".parse().unwrap(), 1).unwrap();
         assert_ne!(any.port(), 0);
+        assert_eq!(with_port(addr), addr);
+        assert_ne!(with_port("127.0.0.1:0".parse().unwrap()).port(), 0);
     }
 }

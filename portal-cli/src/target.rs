@@ -286,7 +286,8 @@ mod tests {
         ] {
             assert_eq!(parse(text), Err(error.clone()), "{text}");
             assert!(error.help().is_some_and(|help| !help.is_empty()));
-            assert_eq!(error.exit(), Exit::Misuse);
+            let is_missing = matches!(error, E::NoFile(_));
+            assert_eq!(error.exit(), if is_missing { Exit::Failed } else { Exit::Misuse });
         }
         assert!(
             E::Https("box:8443/".into())

@@ -114,3 +114,20 @@ fn results_are_json_for_machines() {
     assert_eq!(line["event"], "granted");
     assert!(line["public"].as_str().unwrap().starts_with("http://"), "{line}");
 }
+
+#[test]
+fn an_idle_visitor_does_not_hold_up_the_end() {
+    use std::io::{Read, Write};
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("page.txt"), "here").unwrap();
+    let page = home.path().join("page.txt");
+    let args = ["expose", page.to_str().unwrap(), "--http", "127.0.0.1:0"];
+    let portal = Portal::start(home.path(), &args);
+    let (_, port) = host_of(&portal.line());
+    assert_ne!(port, 0, "the address has the port that was found free");
+    let mut idle = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = [0; 4];
+    idle.read_exact(&mut answer).unwrap();
+    assert_eq!(portal.stop().status.code(), Some(0));
+}

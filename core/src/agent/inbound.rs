@@ -63,6 +63,8 @@ impl Agent {
             }
         });
         match header {
+            // The visitor is gone already: nobody needs the dial.
+            Ok(proxy::Parsed::Complete { .. }) if view.broken => self.refuse_flow(flow),
             Ok(proxy::Parsed::Complete { header, .. }) => {
                 self.inbound.waiting.clear(flow);
                 let visitor = header.map(|header| header.source);

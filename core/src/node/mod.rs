@@ -220,7 +220,7 @@ impl<X, E> Node<X, E> {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.honoured = Some(now);
         self.wg.handle_timeout(now, &mut self.resources);
-        self.stack.handle_timeout(now);
+        self.stack.handle_timeout(now, &mut self.resources);
     }
 
     /// The earliest of the node's deadlines and the machine's own.
@@ -247,7 +247,7 @@ impl<X, E> Node<X, E> {
         if let Some(event) = self.wg.poll_event() {
             match event {
                 WgEvent::Up(peer) => self.stack.resume(peer),
-                WgEvent::Dropped(peer) => self.stack.break_flows(peer, &mut self.resources),
+                WgEvent::Dropped(peer) => self.stack.lose_flows(peer, &mut self.resources),
                 WgEvent::Called(_) | WgEvent::Moved(_) => {}
             }
             return Some(NodeEvent::Tunnel(event));
@@ -293,6 +293,9 @@ impl<X, E> Node<X, E> {
             return true;
         }
         self.transmit_packets(now, batch);
+        if batch.is_empty() && self.wg.peek_control().is_some() {
+            return self.poll_transmit(now, batch);
+        }
         !batch.is_empty()
     }
 
@@ -301,9 +304,9 @@ impl<X, E> Node<X, E> {
             let Self {
                 wg, stack, resources, ..
             } = self;
-            let mut to_call = None;
-            let next = stack.peek_packet(now, |peer| wg.is_ready(peer), |peer| to_call = Some(peer), resources);
-            if let Some(peer) = to_call {
+            let mut to_call = Vec::new();
+            let next = stack.peek_packet(now, |peer| wg.is_ready(peer), |peer| to_call.push(peer), resources);
+            for peer in to_call {
                 self.wg.call(now, peer, false);
             }
             let Some((peer, len)) = next else { break };

@@ -117,6 +117,17 @@ impl<X, E> Node<X, E> {
         self.streams.get(key(id))
     }
 
+    /// The streams whose data `wanted` picks, in order.
+    pub(crate) fn streams_where(&self, wanted: impl Fn(&X) -> bool) -> Vec<StreamId> {
+        let picked = self.streams.iter().filter(|(_, stream)| wanted(&stream.data));
+        picked
+            .map(|(key, _)| StreamId {
+                index: key.index,
+                generation: key.generation,
+            })
+            .collect()
+    }
+
     /// What the streams are charged in all.
     pub(crate) fn streams_held(&self) -> usize {
         self.streams.iter().map(|(_, stream)| stream.held).sum()

@@ -33,6 +33,8 @@ pub(crate) struct Lease {
     /// The agent's own name for the service.
     pub(crate) service: String,
     pub(crate) kind: Kind,
+    /// The name and the port that the agent asked for, if it did.
+    pub(crate) asked: (Option<String>, Option<u16>),
     pub(crate) place: Place,
     /// The port inside the tunnel to which its flows go.
     pub(crate) service_port: u16,

@@ -296,8 +296,9 @@ impl Relay {
         }
     }
 
-    /// Changes who is served, at once: keys that lost their grant lose their leases and flows, and keys that gained one
-    /// are served the next time they ask, which agents do by themselves.
+    /// Changes who is served, at once: keys that lost their grant lose their leases and flows, leases that a narrowed
+    /// grant does not cover end, and keys that gained a grant are served the next time they ask, which agents do by
+    /// themselves.
     pub fn set_access(&mut self, now: Instant, access: Access) {
         let now = self.node.clamp(now);
         self.config.access = access;
@@ -310,6 +311,7 @@ impl Relay {
                 self.node.stack.break_flows(peer, &mut self.node.resources);
             }
         }
+        self.revoke_uncovered();
         self.settle(now);
     }
 
@@ -350,7 +352,14 @@ impl Relay {
 
     fn listening(&mut self, listener: ListenerId, local: SocketAddr) {
         match self.listeners.get(listener_key(listener)).map(|listener| listener.role) {
-            Some(Role::Shared(ingress)) => self.node.event(RelayEvent::Listening { ingress, local }),
+            Some(Role::Shared(ingress)) => {
+                // The kernel may have chosen the port, and public addresses name it.
+                match ingress {
+                    Ingress::Http => self.config.http = Some(local),
+                    Ingress::Https => self.config.https = Some(local),
+                }
+                self.node.event(RelayEvent::Listening { ingress, local });
+            }
             Some(Role::Port(lease)) => self.announce(lease),
             None => {}
         }

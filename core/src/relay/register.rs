@@ -11,6 +11,7 @@ use super::{Relay, RelayEvent};
 use crate::control::{Kind, RefusalCode, ToAgent};
 use crate::identity::PublicKey;
 use crate::machine::Transport;
+use crate::node::End;
 use crate::stack::FlowId;
 
 /// An agent's own name for a service is shown in logs and kept with ports.
@@ -130,6 +131,7 @@ impl Relay {
             key,
             service: service.to_owned(),
             kind,
+            asked: (name.map(str::to_owned), port),
             place: place.clone(),
             service_port,
             public,
@@ -156,6 +158,39 @@ impl Relay {
             }
         }
         Ok(())
+    }
+
+    /// Ends the leases that the grants do not cover any more, and their visitors.
+    pub(super) fn revoke_uncovered(&mut self) {
+        let uncovered: Vec<_> = self
+            .leases
+            .iter()
+            .filter_map(|(id, lease)| {
+                let (name, port) = (lease.asked.0.as_deref(), lease.asked.1);
+                let refusal = self.config.access.allows(&lease.key, lease.kind, name, port).err()?;
+                Some((id, lease.peer, refusal))
+            })
+            .collect();
+        for (id, peer, refusal) in uncovered {
+            if let Some(session) = self.sessions.session_mut(peer) {
+                session.leases.remove(&id);
+            }
+            self.drop_lease(id);
+            for visitor in self.node.streams_where(|visitor| visitor.lease == Some(id)) {
+                self.node.drop_stream(visitor, End::Dropped);
+            }
+            if let Some(&flow) = self.sessions.greeted.get(&peer) {
+                let (code, message) = (refusal.code, refusal.message);
+                self.send(
+                    flow,
+                    &ToAgent::Revoked {
+                        lease: id.number(),
+                        code,
+                        message,
+                    },
+                );
+            }
+        }
     }
 
     fn shared_port(&self, kind: Kind) -> Result<u16, Refusal> {

@@ -12,6 +12,8 @@ use crate::wg::{PeerId, padded};
 
 /// Packets a flow may send before the next flow of its peer has its turn.
 const FLOW_QUANTUM: u32 = 32;
+/// How long a peer may be without a session before its flows count as dead: as long as a flow's own patience.
+const UNREACHABLE: Duration = Duration::from_secs(300);
 /// A deadline smoltcp calls "now" although it had nothing to send is looked at again after this.
 const STALLED: Duration = Duration::from_millis(5);
 
@@ -45,6 +47,7 @@ impl Stack {
             let (peer, id) = self.schedule.front()?;
             if !ready(peer) {
                 self.schedule.pause_peer();
+                self.unreachable.set_no_later(peer, now + UNREACHABLE);
                 call(peer);
                 continue;
             }
@@ -80,6 +83,7 @@ impl Stack {
     /// A peer can be sent to again.
     pub(crate) fn resume(&mut self, peer: PeerId) {
         self.schedule.resume(peer);
+        self.unreachable.clear(peer);
     }
 
     /// Whether no packet waits that could be sent.
@@ -108,7 +112,9 @@ impl Stack {
         {
             self.polls += 1;
         }
-        let polled = self.interface.poll_egress(smoltcp_now, &mut port, &mut flow.set);
+        let polled = self
+            .interface
+            .poll_egress(flow.ended.unwrap_or(smoltcp_now), &mut port, &mut flow.set);
         let changed = flow.observe();
         if polled != PollResult::None && !self.next.is_empty() {
             flow.unacknowledged = 0;

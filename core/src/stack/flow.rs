@@ -22,6 +22,10 @@ pub(super) struct Flow {
     pub(super) seen: Seen,
     /// On the list of flows to send for.
     pub(super) queued: bool,
+    /// When both FINs were through: time stands still for it from then on.
+    pub(super) ended: Option<smoltcp::time::Instant>,
+    /// Its peer is no longer known: nothing can be sent.
+    pub(super) lost: bool,
     /// On the list of flows that the layer above should look at.
     pub(super) touched: bool,
     /// Packets sent in this turn.
@@ -70,6 +74,8 @@ impl Flow {
             inbound,
             seen: Seen::default(),
             queued: false,
+            lost: false,
+            ended: None,
             touched: false,
             sent_in_turn: 0,
             unacknowledged: 0,
@@ -124,7 +130,7 @@ impl Flow {
         match self.socket().state() {
             State::Closed => self.socket().remote_endpoint().is_none(),
             // Both FINs are through: the ports are not used again for long, so nothing is gained by lingering.
-            State::TimeWait => true,
+            State::TimeWait | State::Listen => true,
             _ => false,
         }
     }

@@ -90,6 +90,9 @@ impl Stack {
                     .poll_ingress_single(smoltcp_now, &mut port, &mut flow.set);
                 let was_half_open = flow.is_half_open();
                 flow.observe();
+                if flow.seen.state == Some(State::TimeWait) {
+                    flow.ended.get_or_insert(smoltcp_now);
+                }
                 if was_half_open && !flow.is_half_open() {
                     self.half_open -= 1;
                 }

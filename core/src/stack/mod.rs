@@ -132,6 +132,8 @@ pub(crate) struct Stack {
     half_open: usize,
     timers: TimerQueue<FlowId>,
     schedule: Schedule,
+    /// Until when the flows of peers without a session are kept: smoltcp's own timers do not run for them.
+    unreachable: TimerQueue<PeerId>,
     touched: VecDeque<FlowId>,
     queue: ByteQueue<PeerId>,
     reply: PacketSlot,
@@ -173,6 +175,7 @@ impl Stack {
             half_open: 0,
             timers: TimerQueue::new(),
             schedule: Schedule::default(),
+            unreachable: TimerQueue::new(),
             touched: VecDeque::new(),
             queue: ByteQueue::new(MAX_QUEUED_BYTES),
             next: PacketSlot::new(config.mtu),
@@ -385,6 +388,25 @@ impl Stack {
         }
     }
 
+    /// Drops every flow of a peer that is no longer known, or was out of reach for too long, without a word to it.
+    pub(crate) fn lose_flows(&mut self, peer: PeerId, resources: &mut Resources) {
+        let of_peer = self.flows.iter().filter(|(_, flow)| flow.peer == peer);
+        let doomed: Vec<_> = of_peer.map(|(key, _)| FlowId(key)).collect();
+        for id in doomed {
+            let Some(flow) = self.flows.get_mut(id.0) else { continue };
+            flow.lost = true;
+            flow.seen.aborted = true;
+            flow.socket_mut().abort();
+            if matches!(flow.owner, Owner::Gone | Owner::Nobody) {
+                self.remove(id, resources);
+            } else {
+                self.touch(id);
+            }
+        }
+        self.schedule.forget(peer);
+        self.unreachable.clear(peer);
+    }
+
     /// The next flow in whose life something happened since it was last returned.
     pub(crate) fn pop_touched(&mut self) -> Option<FlowId> {
         while let Some(id) = self.touched.pop_front() {
@@ -396,14 +418,17 @@ impl Stack {
         None
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+    pub(crate) fn handle_timeout(&mut self, now: Instant, resources: &mut Resources) {
+        while let Some(peer) = self.unreachable.pop_due(now) {
+            self.lose_flows(peer, resources);
+        }
         while let Some(id) = self.timers.pop_due(now) {
             self.enqueue(id);
         }
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.next()
+        self.timers.next().into_iter().chain(self.unreachable.next()).min()
     }
 
     fn insert_flow(
@@ -439,7 +464,7 @@ impl Stack {
             Owner::Nobody => flow.seen.aborted || !flow.seen.established,
             Owner::Stream(_) | Owner::Channel => false,
         };
-        if abandoned && flow.is_over() && !flow.queued {
+        if abandoned && (flow.lost || flow.is_over() && !flow.queued) {
             self.remove(id, resources);
         }
     }
@@ -469,6 +494,7 @@ impl Stack {
     fn enqueue(&mut self, id: FlowId) {
         if let Some(flow) = self.flows.get_mut(id.0)
             && !flow.queued
+            && !flow.lost
         {
             flow.queued = true;
             self.schedule.push(flow.peer, id);

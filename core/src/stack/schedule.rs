@@ -87,6 +87,12 @@ impl Schedule {
         }
     }
 
+    /// The peer is no longer known.
+    pub(super) fn forget(&mut self, peer: PeerId) {
+        self.peers.remove(&peer);
+        self.order.retain(|&other| other != peer);
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.order.is_empty()
     }

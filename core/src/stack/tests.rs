@@ -122,8 +122,8 @@ impl Ends {
 
     fn wait(&mut self, duration: Duration) {
         self.now += duration;
-        self.a.stack.handle_timeout(self.now);
-        self.b.stack.handle_timeout(self.now);
+        self.a.stack.handle_timeout(self.now, &mut self.a.resources);
+        self.b.stack.handle_timeout(self.now, &mut self.b.resources);
         self.exchange();
     }
 
@@ -346,7 +346,7 @@ fn half_open_flows_are_bounded_and_end_by_themselves() {
     ends.cut = true;
     for _ in 0..15 {
         ends.now += Duration::from_secs(1);
-        ends.b.stack.handle_timeout(ends.now);
+        ends.b.stack.handle_timeout(ends.now, &mut ends.b.resources);
         ends.b.packets(ends.now);
     }
     assert_eq!(ends.b.stack.flow_count(), 0);

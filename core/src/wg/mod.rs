@@ -115,6 +115,8 @@ struct Peer {
     ready: bool,
     handshaking: bool,
     expired: bool,
+    /// We answered an initiation, and nothing has come yet that proves its sender to be the peer of now.
+    unconfirmed: bool,
     updated: Instant,
     heard: Instant,
 }
@@ -211,8 +213,9 @@ impl Wg {
         let is_initiation = matches!(packet, Packet::HandshakeInit(_));
         let is_cookie = matches!(packet, Packet::PacketCookieReply(_));
         let mut opened = None;
+        let peer_was_ready = peer.ready;
         match peer.tunn.decapsulate(Some(path.remote.ip()), datagram, plain) {
-            TunnResult::Done => {}
+            TunnResult::Done => peer.unconfirmed &= is_cookie,
             TunnResult::Err(_) => {
                 resources.counters.drop_unauthentic += 1;
                 return None;
@@ -222,14 +225,18 @@ impl Wg {
                 let len = message.len().min(MAX_CONTROL);
                 copy[..len].copy_from_slice(&message[..len]);
                 peer.expired = false;
+                peer.unconfirmed = is_initiation && (peer.unconfirmed || !peer.ready);
                 self.post(path, &copy[..len]);
                 resources.counters.handshakes += 1;
                 if is_initiation {
                     self.events.push_back(WgEvent::Called(id));
+                } else if peer_was_ready {
+                    self.events.push_back(WgEvent::Up(id));
                 }
             }
             TunnResult::WriteToTunnelV6(inner, source) if source == peer.overlay => {
                 resources.counters.packets_opened += 1;
+                peer.unconfirmed = false;
                 opened = Some((id, inner.len()));
             }
             TunnResult::WriteToTunnelV6(..) | TunnResult::WriteToTunnelV4(..) => {
@@ -240,7 +247,9 @@ impl Wg {
         if !is_cookie {
             let peer = self.peers.get_mut(id.0)?;
             peer.heard = now;
-            if peer.path != Some(path) {
+            // An initiation may be an old one that a process before this one has seen: what a session's packets have
+            // proved is not given up for it.
+            if peer.path != Some(path) && !(is_initiation && peer.ready) {
                 peer.path = Some(path);
                 self.events.push_back(WgEvent::Moved(id));
             }
@@ -362,7 +371,8 @@ impl Wg {
         let Some(peer) = self.peers.get_mut(id.0) else {
             return;
         };
-        let ready = peer.tunn.time_since_last_handshake().is_some();
+        // boringtun puts the session of an initiation it has answered into a slot that may be the current one's.
+        let ready = peer.tunn.time_since_last_handshake().is_some() && !peer.unconfirmed;
         if ready {
             peer.handshaking = false;
             peer.expired = false;

@@ -60,6 +60,7 @@ impl Wg {
             ready: false,
             handshaking: false,
             expired: false,
+            unconfirmed: false,
             updated: now,
             heard: now,
         };

@@ -16,10 +16,6 @@ use std::time::Instant;
 use portal_sim::ErrorsPanic;
 use setup::Simulation;
 
-/// TEMPORARY SWITCH: while the core has known faults that these lives find, a failing life is told and does not fail the
-/// test. Set to true with the last of them mended.
-const CORE_IS_MENDED: bool = false;
-
 /// What `cargo test` runs.
 const SEEDS: u64 = 32;
 const STEPS: u64 = 300;
@@ -33,7 +29,7 @@ fn random_lives_keep_every_invariant() {
         .filter(|&seed| survive(seed, steps).is_none())
         .collect();
     assert!(
-        failed.is_empty() || !CORE_IS_MENDED,
+        failed.is_empty(),
         "these seeds failed, of {seeds} from {first} on: {failed:?}"
     );
 }
@@ -43,7 +39,7 @@ fn equal_seeds_give_equal_traces() {
     let (first, steps) = (setting("SEED", 0), setting("STEPS", STEPS));
     for seed in first..first + TWICE {
         let (once, again) = (survive(seed, steps), survive(seed, steps));
-        assert!(once.is_some() || !CORE_IS_MENDED);
+        assert!(once.is_some(), "seed {seed} failed");
         assert_eq!(once, again, "two runs of seed {seed} differ");
     }
 }

@@ -152,14 +152,12 @@ impl Simulation {
         let (at_target, came_back) = self.world.udp.delivered();
         eprintln!(
             "seed {seed}: {:?} virtual, {} datagrams, {} bytes verified, {} connections whole, udp {at_target}/{came_back}, \
-             strangers {:?}, late transmits {}, {:?}",
+             strangers {:?}, {:?}",
             self.world.now - self.world.start,
             self.world.trace.count(),
             self.world.ledger.verified(),
             self.world.ledger.whole(),
             self.world.to_strangers,
-            self.world.relays.iter().map(|host| host.late_transmits).sum::<u64>()
-                + self.world.agents.iter().map(|host| host.late_transmits).sum::<u64>(),
             self.done,
         );
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use portal_core::identity::SecretKey;
 use portal_core::uri::RelayUri;
 use portal_core::{Agent, AgentConfig, Kind, Limits, Service, Target};
-use portal_runtime_tokio::{Driver, Handlers, Settings};
+use portal_runtime_tokio::{Driver, Handlers};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::cli::{ExposeArgs, Output};
@@ -45,7 +45,11 @@ pub(crate) fn run(args: ExposeArgs, output: Output) -> Result<(), Failure> {
         }
     };
     process::raise_descriptor_limit();
-    let (secret, _reserved) = agent_key(args.key, args.relay.is_some())?;
+    let AgentKey {
+        secret,
+        made,
+        _reserved,
+    } = agent_key(args.key, args.relay.is_some())?;
     let mut limits = Limits {
         peers: 8,
         ..Limits::default()
@@ -83,6 +87,9 @@ pub(crate) fn run(args: ExposeArgs, output: Output) -> Result<(), Failure> {
     let console = Console::new(output);
     let report = AgentReport::new(offer.text.clone(), relay.clone(), key, args.once);
     let runtime = process::runtime()?;
+    if let Some(path) = made {
+        console.note(format!("a new key was made: {}", path.display()));
+    }
     let result = runtime.block_on(async {
         if embedded.is_none() {
             console.note(format!(
@@ -113,7 +120,7 @@ async fn serve(
     let mut signals = Signals::new()?;
     let agent = Agent::new(Instant::now(), config);
     let (driver, handle, mut events) =
-        Driver::new(agent, socket, Settings::default(), handlers).map_err(ExposeError::Runtime)?;
+        Driver::new(agent, socket, process::settings(), handlers).map_err(ExposeError::Runtime)?;
     let running = driver.run();
     tokio::pin!(running);
     let mut hopeless: Option<Hopeless> = None;
@@ -149,12 +156,25 @@ fn check(args: &ExposeArgs, offer: &Offer) -> Result<(), ExposeError> {
     }
 }
 
+/// An agent's key.
+struct AgentKey {
+    secret: SecretKey,
+    /// The file, if it was made just now.
+    made: Option<PathBuf>,
+    /// Keeps other agents from using it.
+    _reserved: Option<File>,
+}
+
 /// The key named, or the first of the user's own that no other agent uses now.
-fn agent_key(named: Option<PathBuf>, reserve: bool) -> Result<(SecretKey, Option<File>), Failure> {
-    let take = |path: PathBuf| -> Result<(SecretKey, Option<File>), KeyFileError> {
-        let (secret, _) = keyfile::load_or_create(&path)?;
+fn agent_key(named: Option<PathBuf>, reserve: bool) -> Result<AgentKey, Failure> {
+    let take = |path: PathBuf| -> Result<AgentKey, KeyFileError> {
+        let (secret, made) = keyfile::load_or_create(&path)?;
         let reserved = if reserve { Some(keyfile::reserve(&path)?) } else { None };
-        Ok((secret, reserved))
+        Ok(AgentKey {
+            secret,
+            made: made.then_some(path),
+            _reserved: reserved,
+        })
     };
     if let Some(path) = named {
         return Ok(take(path)?);

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use portal_core::uri::RelayUri;
 use portal_core::{Access, Ingress, Limits, Relay, RelayConfig, RelayEvent, Transport};
-use portal_runtime_tokio::{Driver, Handle, Handlers, Settings};
+use portal_runtime_tokio::{Driver, Handle, Handlers};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::cli::{AccessMode, Output, RelayArgs};
 use crate::failure::{Exit, Explain, Failure};
@@ -17,11 +17,16 @@ use crate::report::relay::RelayReport;
 use crate::report::{Console, Say};
 use crate::sockets::{self, BindError};
 use crate::state::control::{Answer, ControlSocket};
-use crate::state::{Book, StateDir};
+use crate::state::{Book, StateDir, StateError};
 use crate::values::{Domain, Listen, Switch};
 
-/// How long changes wait to be written, so that many make one write.
-const WRITE_AFTER: Duration = Duration::from_secs(1);
+/// How long a change waits to be written: others may come with it. A relay that is killed forgets what is not written,
+/// and an agent that it forgot has to find out by itself that the relay is back, which takes it 15 s.
+const WRITE_AFTER: Duration = Duration::from_millis(20);
+/// How often is written at most.
+const WRITE_EVERY: Duration = Duration::from_millis(250);
+/// When a write that failed is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(10);
 /// The usual ports.
 const UDP: u16 = 51_820;
 const HTTP: u16 = 80;
@@ -37,7 +42,8 @@ pub(crate) fn run(args: RelayArgs, output: Output) -> Result<(), Failure> {
     let _lock = state.lock()?;
     let book = state.book()?;
     let access = access(args.access, &state)?;
-    let (secret, made) = keyfile::load_or_create(&args.key.unwrap_or_else(|| state.file("relay.key")))?;
+    let key_file = args.key.unwrap_or_else(|| state.file("relay.key"));
+    let (secret, made) = keyfile::load_or_create(&key_file)?;
 
     let any = |port: u16| -> SocketAddr { (std::net::Ipv6Addr::UNSPECIFIED, port).into() };
     let udp = sockets::usable(args.udp.map_or_else(|| any(UDP), |listen| listen.0));
@@ -49,7 +55,7 @@ pub(crate) fn run(args: RelayArgs, output: Output) -> Result<(), Failure> {
     };
     // Names cannot be given out below an address: without a domain only ports are served, unless asked for otherwise.
     let ingress = |given: Option<Switch<Listen>>, port: u16| match given {
-        Some(switch) => switch.on().map(|listen| sockets::usable(listen.0)),
+        Some(switch) => switch.on().map(|listen| sockets::with_port(sockets::usable(listen.0))),
         None => named.then(|| sockets::usable(any(port))),
     };
     let key = secret.public_key();
@@ -85,7 +91,7 @@ pub(crate) fn run(args: RelayArgs, output: Output) -> Result<(), Failure> {
     process::raise_descriptor_limit();
     let console = Console::new(output);
     if made {
-        console.note(format!("a new key was made in {}", state.path().display()));
+        console.note(format!("a new key was made: {}", key_file.display()));
     }
     if args.access == AccessMode::Open {
         console.note("everybody is served: --access open");
@@ -113,13 +119,15 @@ async fn serve(
     let mut waiting = usize::from(config.http.is_some()) + usize::from(config.https.is_some());
     let relay = Relay::new(Instant::now(), config);
     let (driver, handle, mut events) =
-        Driver::new(relay, socket, Settings::default(), Handlers::new()).map_err(RelayError::Runtime)?;
+        Driver::new(relay, socket, process::settings(), Handlers::new()).map_err(RelayError::Runtime)?;
     let running = driver.run();
     tokio::pin!(running);
     let answering = answer(control, handle.clone(), state.clone(), mode);
     tokio::pin!(answering);
-    let (tell_written, mut written) = mpsc::channel(1);
     let mut write_at: Option<tokio::time::Instant> = None;
+    let mut write_next = tokio::time::Instant::now();
+    // One write at a time, or an older one could be the last to reach the disk.
+    let mut writing: Option<JoinHandle<Result<(), StateError>>> = None;
     let mut failed: Option<Failure> = None;
     if waiting == 0 {
         say_uri(console, uri);
@@ -130,7 +138,7 @@ async fn serve(
             () = &mut answering => {}
             Some(event) = events.recv() => {
                 if book.note(&event) && write_at.is_none() {
-                    write_at = Some(tokio::time::Instant::now() + WRITE_AFTER);
+                    write_at = Some((tokio::time::Instant::now() + WRITE_AFTER).max(write_next));
                 }
                 match &event {
                     RelayEvent::Listening { .. } if waiting > 0 => {
@@ -150,16 +158,20 @@ async fn serve(
                     console.say(say);
                 }
             }
-            () = tokio::time::sleep_until(write_at.unwrap_or_else(tokio::time::Instant::now)), if write_at.is_some() => {
+            () = tokio::time::sleep_until(write_at.unwrap_or_else(tokio::time::Instant::now)),
+                if write_at.is_some() && writing.is_none() =>
+            {
                 write_at = None;
+                write_next = tokio::time::Instant::now() + WRITE_EVERY;
                 let draft = book.draft();
-                let tell = tell_written.clone();
-                tokio::task::spawn_blocking(move || tell.blocking_send(draft.write()));
+                writing = Some(tokio::task::spawn_blocking(move || draft.write()));
             }
-            Some(Err(error)) = written.recv() => {
-                console.problem(format!("what the relay remembers cannot be kept: {error}; trying again"));
-                book.not_written();
-                write_at = Some(tokio::time::Instant::now() + 10 * WRITE_AFTER);
+            result = ended(&mut writing) => {
+                if let Err(error) = result {
+                    console.problem(format!("what the relay remembers cannot be kept: {error}; trying again"));
+                    book.not_written();
+                    write_at = Some(tokio::time::Instant::now() + WRITE_AGAIN);
+                }
             }
             () = signals.recv() => {
                 console.note("ending; a second signal ends at once");
@@ -170,8 +182,22 @@ async fn serve(
     while let Some(event) = events.try_recv() {
         book.note(&event);
     }
+    if writing.is_some() && ended(&mut writing).await.is_err() {
+        book.not_written();
+    }
     book.draft().write()?;
     failed.map_or(Ok(()), Err)
+}
+
+/// Waits for the write that is under way; for ever if there is none.
+async fn ended(writing: &mut Option<JoinHandle<Result<(), StateError>>>) -> Result<(), StateError> {
+    let Some(task) = writing else {
+        return std::future::pending().await;
+    };
+    let result = task.await;
+    *writing = None;
+    // It is never cancelled, and a panic ends the process.
+    result.unwrap_or(Ok(()))
 }
 
 /// Answers `portal grant` and `portal revoke` for as long as the relay runs.

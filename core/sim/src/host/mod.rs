@@ -99,8 +99,6 @@ pub struct Host<M: Machine> {
     pub on: bool,
     /// The longest datagram it sent.
     pub longest_datagram: usize,
-    /// How often something was left to send after a drain.
-    pub late_transmits: u64,
     pub(crate) suspended_until: Option<Instant>,
     pub(crate) heard: BTreeSet<SocketAddr>,
     /// Local UDP sockets that are not open yet.
@@ -152,7 +150,6 @@ impl<M: Machine> Host<M> {
             behaviour,
             on: true,
             longest_datagram: 0,
-            late_transmits: 0,
             suspended_until: None,
             heard: BTreeSet::new(),
             dialling_udp: BTreeSet::new(),

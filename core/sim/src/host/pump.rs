@@ -6,10 +6,6 @@ use portal_core::{ByteStream, Machine, SocketEvent, StreamId, UdpSocketRef};
 
 use super::{Host, Pending, Surroundings};
 
-/// TEMPORARY SWITCH: `poll_transmit` may say `false` although it has just started a handshake, whose message is then
-/// left for the next wake. Set to true once the core has that mended.
-const LATE_TRANSMITS_FAIL: bool = false;
-
 impl<M: Machine<Event: Debug>> Host<M> {
     /// Does all there is to do at this instant. Returns whether there was anything.
     ///
@@ -50,13 +46,10 @@ impl<M: Machine<Event: Debug>> Host<M> {
             let moved = self.pump(around);
             let sent = self.transmit(around);
             let acted = self.act(around);
-            if moved || sent || acted {
-                any = true;
-            } else if !LATE_TRANSMITS_FAIL && self.transmit(around) {
-                self.late_transmits += 1;
-            } else {
+            if !(moved || sent || acted) {
                 break;
             }
+            any = true;
         }
         assert!(
             !self.machine.poll_transmit(around.now, &mut self.batch) && self.machine.poll_action().is_none(),
