@@ -30,6 +30,8 @@ pub struct Connection {
     target: StreamId,
 }
 
+/// Enough for ten thousand flows, and for the first of them to get a large window.
+const MEMORY: usize = 2 << 30;
 /// Datagrams to a train.
 const TRAIN: usize = 32;
 
@@ -53,7 +55,9 @@ impl Pair {
         relay.ports = Some(20_000..=20_000);
         relay.access = Access::Open;
         relay.visitors_per_source = u32::MAX;
+        relay.limits.memory = MEMORY;
         let mut agent = AgentConfig::new(agent_key, [2; 32], uri.parse().expect("a valid URI"));
+        agent.limits.memory = MEMORY;
         agent.services.push(Service {
             id: "bench".into(),
             kind: Kind::Tcp,

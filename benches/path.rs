@@ -8,7 +8,7 @@ fn bulk(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("path");
     const BYTES: usize = 1 << 20;
     group.throughput(Throughput::Bytes(BYTES as u64));
-    for idle in [0, 1000] {
+    for idle in [0, 1000, 10_000] {
         let mut pair = Pair::new();
         let active = pair.connect();
         for _ in 0..idle {
