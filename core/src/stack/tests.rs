@@ -40,7 +40,7 @@ fn end(now: Instant, byte: u8, peer: u8, seed: u8) -> End {
     stack.serve(PORT, BufferClass::LARGEST);
     End {
         stack,
-        resources: Resources::new(1 << 30),
+        resources: Resources::new(4 << 30),
         peer: PeerId::for_tests(u32::from(peer)),
         made: (0, 0),
     }
@@ -265,7 +265,7 @@ fn two_stacks_begin_with_different_sequence_numbers() {
 fn no_step_visits_idle_flows() {
     let mut ends = Ends::new();
     let (a, b) = ends.connect();
-    for _ in 0..5000 {
+    for _ in 0..10_000 {
         ends.connect();
     }
     ends.a.stack.polls = 0;
@@ -278,7 +278,7 @@ fn no_step_visits_idle_flows() {
     let polls = ends.a.stack.polls + ends.b.stack.polls;
     assert!(
         polls < 4 * packets,
-        "{polls} polls of sockets for {packets} packets among 5000 idle flows"
+        "{polls} polls of sockets for {packets} packets among 10,000 idle flows"
     );
 }
 

@@ -90,6 +90,9 @@ pub(crate) struct Wg {
     outbox: VecDeque<ControlMessage>,
     events: VecDeque<WgEvent>,
     random: Random,
+    /// Peers whose timers were looked at, for the test that idle ones are not.
+    #[cfg(test)]
+    updates: u64,
 }
 
 /// What the layers above must see.
@@ -155,6 +158,8 @@ impl Wg {
             outbox: VecDeque::new(),
             events: VecDeque::new(),
             random: Random::new(std::array::from_fn(|_| random.u32().to_le_bytes()[0])),
+            #[cfg(test)]
+            updates: 0,
         }
     }
 
@@ -347,6 +352,10 @@ impl Wg {
             return;
         }
         peer.updated = now;
+        #[cfg(test)]
+        {
+            self.updates += 1;
+        }
         let mut buffer = [0; MAX_CONTROL];
         match peer.tunn.update_timers(&mut buffer) {
             TunnResult::WriteToNetwork(message) => {

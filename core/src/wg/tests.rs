@@ -417,6 +417,48 @@ fn strangers_make_room_for_each_other_and_never_for_themselves_take_a_pinned_pla
 }
 
 #[test]
+fn ten_thousand_peers_without_a_session_cause_no_work() {
+    let mut ends = Ends::new();
+    let mut random = Random::new([9; 32]);
+    let mut agent = End::new(ends.now, 2, "192.0.2.7:40000", false);
+    agent.wg = Wg::new(ends.now, &secret(2), 20_000, false, &mut random);
+    agent.resources = Resources::new(1 << 30);
+    ends.to_relay = agent
+        .wg
+        .add_peer(
+            ends.now,
+            secret(1).public_key(),
+            Some(ends.relay.path),
+            &mut agent.resources,
+        )
+        .unwrap();
+    for n in 0..10_000u32 {
+        let mut key = [7; 32];
+        key[..4].copy_from_slice(&n.to_le_bytes());
+        let key = PublicKey::from_bytes(key);
+        agent
+            .wg
+            .add_peer(ends.now, key, Some(ends.relay.path), &mut agent.resources)
+            .unwrap();
+    }
+    ends.agent = agent;
+    assert_eq!(ends.agent.wg.poll_timeout(), None, "nobody is waited for");
+    ends.agent.wg.call(ends.now, ends.to_relay, false);
+    ends.exchange();
+    ends.agent.wg.updates = 0;
+    let end = ends.now + Duration::from_secs(10);
+    while let Some(due) = ends.agent.wg.poll_timeout().filter(|&due| due < end) {
+        ends.now = due;
+        ends.agent.tick(due);
+    }
+    let updates = ends.agent.wg.updates;
+    assert!(
+        (5..=50).contains(&updates),
+        "{updates} looks at timers in 10 s with one session"
+    );
+}
+
+#[test]
 fn any_bytes_are_a_counted_drop() {
     let mut ends = Ends::connected();
     let mut random = Random::new([5; 32]);
