@@ -45,7 +45,12 @@ impl Embedded {
             host: addr.ip().to_string(),
             port: addr.port(),
         };
-        let mut config = RelayConfig::new(secret, keyfile::random()?, "localhost".into());
+        // Browsers look up every name below localhost themselves; ports are open on this address only.
+        let domain = match kind {
+            Kind::Http | Kind::Tls => "localhost",
+            _ => "127.0.0.1",
+        };
+        let mut config = RelayConfig::new(secret, keyfile::random()?, domain.into());
         config.access = Access::Open;
         config.sole_lease_answers = true;
         config.limits = limits;

@@ -131,3 +131,36 @@ fn an_idle_visitor_does_not_hold_up_the_end() {
     idle.read_exact(&mut answer).unwrap();
     assert_eq!(portal.stop().status.code(), Some(0));
 }
+
+#[test]
+fn a_tcp_service_has_a_port_of_its_own() {
+    use std::io::{Read, Write};
+    let home = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = format!("tcp://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                // The visitor's FIN arrives as one, and the way back stays open.
+                stream.read_to_end(&mut bytes).unwrap();
+                stream.write_all(&bytes).unwrap();
+            });
+        }
+    });
+    let portal = Portal::start(home.path(), &["expose", &target]);
+    let public = portal.line();
+    let addr: SocketAddr = public
+        .strip_prefix("tcp://")
+        .expect("a tcp address")
+        .parse()
+        .expect("an address");
+    let mut visitor = std::net::TcpStream::connect(addr).unwrap();
+    visitor.write_all(b"there and back").unwrap();
+    visitor.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    visitor.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "there and back");
+    assert_eq!(portal.stop().status.code(), Some(0));
+}
