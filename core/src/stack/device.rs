@@ -99,3 +99,34 @@ impl TxToken for Outgoing<'_> {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A longer slice would put its slack under the checksum, and the other end would drop every packet.
+    #[test]
+    fn a_packet_is_written_into_exactly_its_length_and_padded_with_zeros() {
+        let mut slot = PacketSlot::new(1280);
+        for len in [1280, 60, 41] {
+            let mut port = Port {
+                mtu: 1280,
+                incoming: None,
+                outgoing: &mut slot,
+            };
+            let token = port.transmit(Instant::ZERO).expect("an empty slot takes a packet");
+            token.consume(len, |room| {
+                assert_eq!(room.len(), len);
+                room.fill(7);
+            });
+            assert!(port.transmit(Instant::ZERO).is_none(), "one packet at a time");
+            let padded = slot.padded(len.next_multiple_of(16));
+            assert!(padded[..len].iter().all(|&byte| byte == 7));
+            assert!(
+                padded[len..].iter().all(|&byte| byte == 0),
+                "what the packet before left is gone"
+            );
+            slot.clear();
+        }
+    }
+}
