@@ -167,6 +167,29 @@ fn ports_run_out_by_name() {
 }
 
 #[test]
+fn a_busy_port_is_refused_if_it_was_asked_for_and_replaced_if_not() {
+    let asked = Service {
+        port: Some(20_042),
+        ..service(Kind::Tcp, 3000)
+    };
+    let mut world = World::pair(origin(), relay_config(0), agent_config(0, 0, vec![asked]));
+    world.relays[0].behaviour.busy_ports = [20_042].into();
+    assert_eq!(refusal(&mut world), RefusalCode::PortBusy);
+    assert_eq!((world.public(0), world.relays[0].machine.census().leases), (None, 0));
+
+    let mut world = self::world(Kind::Tcp, |_| {});
+    let usual = world.public_port(0);
+    world = World::pair(
+        origin(),
+        relay_config(0),
+        agent_config(0, 0, vec![service(Kind::Tcp, 3000)]),
+    );
+    world.relays[0].behaviour.busy_ports = [usual].into();
+    world.run_until("the lease", |world| world.public(0).is_some());
+    assert_ne!(world.public_port(0), usual);
+}
+
+#[test]
 fn associations_are_bounded_and_the_least_recently_used_makes_room() {
     let mut world = world(Kind::Udp, |config| config.limits.associations = 2);
     let port = world.public_port(0);

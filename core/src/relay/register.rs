@@ -50,7 +50,7 @@ impl Relay {
             return;
         };
         lease.listener = None;
-        let (peer, service, kind) = (lease.peer, lease.service.clone(), lease.kind);
+        let (peer, service, kind, asked) = (lease.peer, lease.service.clone(), lease.kind, lease.asked.1);
         let Place::Port(transport, port) = lease.place else {
             return;
         };
@@ -64,12 +64,16 @@ impl Relay {
         };
         session.leases.remove(&id);
         let key = session.key;
-        // Another port is as good, unless this one was asked for: then the refusal says what the system said.
-        if let Err(refusal) = self.register(flow, &service, kind, None, None) {
-            let message = format!(
-                "{transport} port {port} cannot be opened on the relay ({error}); {}",
-                refusal.message
-            );
+        let failed = format!("{transport} port {port} cannot be opened on the relay ({error})");
+        // Another port is as good, unless this one was asked for.
+        let refusal = match asked {
+            Some(_) => Some(failed),
+            None => self
+                .register(flow, &service, kind, None, None)
+                .err()
+                .map(|refusal| format!("{failed}; {}", refusal.message)),
+        };
+        if let Some(message) = refusal {
             self.refuse(flow, key, &service, &Refusal::new(RefusalCode::PortBusy, message));
         }
     }
