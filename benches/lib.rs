@@ -58,16 +58,14 @@ impl Pair {
         relay.limits.memory = MEMORY;
         let mut agent = AgentConfig::new(agent_key, [2; 32], uri.parse().expect("a valid URI"));
         agent.limits.memory = MEMORY;
-        agent.services.push(Service {
-            id: "bench".into(),
-            kind: Kind::Tcp,
-            target: Target::Host {
+        agent.services.push(Service::new(
+            "bench",
+            Kind::Tcp,
+            Target::Host {
                 host: "127.0.0.1".into(),
                 port: 1,
             },
-            name: None,
-            port: None,
-        });
+        ));
         let mut pair = Self {
             now,
             relay: Relay::new(now, relay),

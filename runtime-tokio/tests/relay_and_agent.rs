@@ -57,13 +57,7 @@ async fn start(kind: Kind, target: Target, handlers: Handlers) -> Running {
         }
     };
     let mut config = AgentConfig::new(key(2), [2; 32], uri.parse().unwrap());
-    config.services.push(Service {
-        id: "it".into(),
-        kind,
-        target,
-        name: None,
-        port: None,
-    });
+    config.services.push(Service::new("it", kind, target));
     let (driver, agent, mut agent_events) =
         Driver::new(Agent::new(now, config), agent_socket, Settings::default(), handlers).unwrap();
     tokio::spawn(driver.run());

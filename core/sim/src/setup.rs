@@ -69,15 +69,13 @@ pub fn agent_config(agent: usize, relay: usize, services: Vec<Service>) -> Agent
 /// A service on `port` of the agent's own host. Kinds with a name ask for "web".
 #[must_use]
 pub fn service(kind: Kind, port: u16) -> Service {
+    let target = Target::Host {
+        host: "127.0.0.1".into(),
+        port,
+    };
     Service {
-        id: kind.to_string(),
-        kind,
-        target: Target::Host {
-            host: "127.0.0.1".into(),
-            port,
-        },
         name: matches!(kind, Kind::Http | Kind::Tls).then(|| "web".into()),
-        port: None,
+        ..Service::new(kind.to_string(), kind, target)
     }
 }
 

@@ -182,11 +182,7 @@ impl Agent {
         };
         self.associations.table.remove(ports, &mut self.node.resources.budget);
         self.node.resources.counters.dials_failed += 1;
-        if let Some(service) = self
-            .granted
-            .get(&ports.1)
-            .and_then(|&index| self.config.services.get(index))
-        {
+        if let Some(service) = self.services.at(ports.1) {
             let event = AgentEvent::TargetFailed {
                 service: service.id.clone(),
                 target: service.target.clone(),

@@ -1,9 +1,10 @@
 //! Flows from the relay: their PROXY header is read, their target dialled.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Agent;
+use super::{Agent, Service};
 use crate::machine::Action;
 use crate::node::Stream;
 use crate::proxy;
@@ -13,8 +14,8 @@ use crate::timers::TimerQueue;
 /// What an agent keeps with a connection to a local target.
 #[derive(Debug)]
 pub struct Joined {
-    /// Which of the configured services it is for.
-    pub(super) service: usize,
+    /// What it is for, as it was when the visitor came.
+    pub(super) service: Arc<Service>,
     /// Who the visitor is, as the relay says.
     pub(super) visitor: Option<SocketAddr>,
 }
@@ -51,14 +52,20 @@ impl Agent {
         else {
             return;
         };
-        let Some(&service) = self.granted.get(&view.local_port) else {
+        let Some(service) = self.services.at(view.local_port).map(Arc::clone) else {
             return self.refuse_flow(flow);
         };
         let mut header = Ok(proxy::Parsed::Incomplete);
+        let mut lead = Vec::new();
         self.node.stack.drain(flow, &mut |bytes| {
             header = proxy::parse(bytes);
             match header {
-                Ok(proxy::Parsed::Complete { len, .. }) => len,
+                Ok(proxy::Parsed::Complete { len, .. }) => {
+                    if service.proxy {
+                        lead = bytes[..len].to_vec();
+                    }
+                    len
+                }
                 _ => 0,
             }
         });
@@ -68,8 +75,8 @@ impl Agent {
             Ok(proxy::Parsed::Complete { header, .. }) => {
                 self.inbound.waiting.clear(flow);
                 let visitor = header.map(|header| header.source);
-                let target = self.config.services[service].target.clone();
-                let stream = Stream::joined(Joined { service, visitor }, Some(flow), false);
+                let target = service.target.clone();
+                let stream = Stream::joined(Joined { service, visitor }, Some(flow), false).with_lead(lead);
                 match self.node.insert_stream(stream) {
                     Some(stream) => self.node.actions.push_back(Action::Dial { stream, target }),
                     None => self.refuse_flow(flow),

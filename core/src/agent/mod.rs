@@ -2,17 +2,18 @@
 
 mod datagrams;
 mod inbound;
+mod services;
 mod uplink;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use self::datagrams::TargetAssociations;
 use self::inbound::{Inbound, Joined};
+use self::services::Services;
 use self::uplink::Uplink;
 use crate::batch::TransmitBatch;
-use crate::control::{Kind, RefusalCode};
+use crate::control::RefusalCode;
 use crate::counters::Counters;
 use crate::identity::SecretKey;
 use crate::machine::{Action, DialError, ListenerId, Machine, Path, SocketEvent, StreamId, Target, UdpSocketRef};
@@ -21,6 +22,8 @@ use crate::node::{DEFAULT_MTU, End, Ended, Limits, Node, NodeEvent, Owned, Strea
 use crate::stack::Owner;
 use crate::uri::RelayUri;
 use crate::wg::PeerId;
+
+pub use self::services::Service;
 
 /// What an agent is to be.
 #[derive(Clone, Debug)]
@@ -58,21 +61,6 @@ impl AgentConfig {
             },
         }
     }
-}
-
-/// What an agent offers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    /// The agent's own name for it; unique among its services.
-    pub id: String,
-    /// What it is.
-    pub kind: Kind,
-    /// Where it is.
-    pub target: Target,
-    /// The name wished for.
-    pub name: Option<String>,
-    /// The port wished for.
-    pub port: Option<u16>,
 }
 
 /// What an agent tells its program.
@@ -171,8 +159,7 @@ pub struct Agent {
     node: Node<Joined, AgentEvent>,
     relay: PeerId,
     uplink: Uplink,
-    /// The inner ports at which services' flows arrive, and which service that is.
-    granted: BTreeMap<u16, usize>,
+    services: Services,
     inbound: Inbound,
     associations: TargetAssociations,
     closing: bool,
@@ -184,7 +171,8 @@ impl Agent {
     /// # Panics
     /// If the limits allow no peer at all.
     #[must_use]
-    pub fn new(now: Instant, config: AgentConfig) -> Self {
+    pub fn new(now: Instant, mut config: AgentConfig) -> Self {
+        let services = Services::new(std::mem::take(&mut config.services));
         let mut node = Node::new(now, &config.secret, config.mtu, &config.limits, false, config.seed);
         let relay = node
             .wg
@@ -195,7 +183,7 @@ impl Agent {
             instance: node.random.u64(),
             relay,
             uplink: Uplink::new(now),
-            granted: BTreeMap::new(),
+            services,
             inbound: Inbound::new(),
             associations: TargetAssociations::new(config.limits.associations, &mut node.random),
             closing: false,
@@ -204,6 +192,15 @@ impl Agent {
         };
         agent.uplink_due(now);
         agent
+    }
+
+    /// Offers these services from now on. Those that want the same as before keep their lease, and every connection goes
+    /// on; leases of the others are given back, and asked for anew where the wishes have changed.
+    pub fn set_services(&mut self, now: Instant, services: Vec<Service>) {
+        let now = self.node.clamp(now);
+        self.replace_services(services);
+        self.register_missing();
+        self.settle(now);
     }
 
     /// What was counted.
@@ -261,9 +258,7 @@ impl Agent {
         let Some(stream) = self.node.stream(id) else {
             return;
         };
-        let Some(service) = self.config.services.get(stream.data.service) else {
-            return;
-        };
+        let service = &stream.data.service;
         let event = AgentEvent::TargetFailed {
             service: service.id.clone(),
             target: service.target.clone(),
@@ -275,11 +270,8 @@ impl Agent {
     }
 
     fn ended(&mut self, ended: &Ended<Joined>) {
-        let Some(service) = self.config.services.get(ended.data.service) else {
-            return;
-        };
         let event = AgentEvent::VisitorLeft {
-            service: service.id.clone(),
+            service: ended.data.service.id.clone(),
             visitor: ended.data.visitor,
             received: ended.to_socket,
             sent: ended.from_socket,
@@ -320,14 +312,11 @@ impl Machine for Agent {
         let Self {
             node,
             associations,
-            config,
-            granted,
+            services,
             ..
         } = self;
         node.handle_datagram(now, path, batch, stride, |node, _, packet, payload| {
-            let service = granted
-                .get(&packet.destination_port)
-                .and_then(|&index| config.services.get(index));
+            let service = services.at(packet.destination_port).map(AsRef::as_ref);
             associations.take_from_tunnel(now, node, service, &packet, payload);
         });
         self.settle(now);

@@ -70,6 +70,8 @@ const PINGS_UNTIL_DOWN: u32 = 4;
 const REFUSED_RETRY: Duration = Duration::from_secs(3);
 /// The same for a single service.
 const REGISTER_AGAIN: Duration = Duration::from_secs(15);
+/// How soon a service that lost its lease asks for another one, or for the reason why it cannot have it.
+const REVOKED_AGAIN: Duration = Duration::from_secs(1);
 /// How long an agent waits after failures in a row.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
@@ -259,20 +261,16 @@ impl Agent {
             ToAgent::Welcome { relay, instance, .. } => self.welcome(now, relay, instance),
             ToAgent::Granted {
                 id,
+                lease,
                 public,
                 service_port,
-                ..
             } => {
-                let found = self.config.services.iter().position(|service| service.id == id);
-                let Some(index) = found.filter(|_| service_port != PORT) else {
-                    return;
-                };
-                self.granted.retain(|_, service| *service != index);
-                self.granted.insert(service_port, index);
-                self.node.stack.serve(service_port, BufferClass::LARGEST);
-                self.node.event(AgentEvent::Granted { service: id, public });
+                if service_port != PORT && self.leased(&id, lease, service_port) {
+                    self.node.event(AgentEvent::Granted { service: id, public });
+                }
             }
             ToAgent::Refused { id, code, message } => {
+                self.services.refused(&id);
                 if code.may_pass() {
                     self.uplink.register_again = Some(now + REGISTER_AGAIN);
                 }
@@ -282,9 +280,13 @@ impl Agent {
                     message,
                 });
             }
-            ToAgent::Revoked { message, .. } => {
-                // Which service it was is the relay's to say again: all are asked for anew.
-                self.channel_lost(now, &message);
+            ToAgent::Revoked { lease, message, .. } => {
+                let Some(service) = self.lease_ended(lease) else {
+                    return;
+                };
+                self.uplink.register_again = Some(now + REVOKED_AGAIN);
+                let service = service.id.clone();
+                self.node.event(AgentEvent::Revoked { service, message });
             }
             ToAgent::Pong { n } => {
                 if let State::Serving { pings, unanswered, .. } = &mut self.uplink.state
@@ -338,9 +340,7 @@ impl Agent {
                 .stack
                 .break_flows_but(self.relay, Some(flow), &mut self.node.resources);
         }
-        for (port, _) in std::mem::take(&mut self.granted) {
-            self.node.stack.unserve(port);
-        }
+        self.leases_ended();
         if let Some(path) = self.node.wg.path(self.relay) {
             self.node.event(AgentEvent::RelayUp {
                 remote: path.remote,
@@ -350,24 +350,19 @@ impl Agent {
         self.register_missing();
     }
 
-    /// Asks for the services that have no lease.
-    fn register_missing(&mut self) {
+    /// Asks for the services that have no lease, if there is a channel to ask on.
+    pub(super) fn register_missing(&mut self) {
         self.uplink.register_again = None;
-        let registers: Vec<_> = self
-            .config
-            .services
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| !self.granted.values().any(|granted| granted == index))
-            .map(|(_, service)| ToRelay::Register {
+        if !matches!(self.uplink.state, State::Serving { .. }) {
+            return;
+        }
+        for service in self.services.to_ask() {
+            self.send(&ToRelay::Register {
                 id: service.id.clone(),
                 kind: service.kind,
                 name: service.name.clone(),
                 port: service.port,
-            })
-            .collect();
-        for register in registers {
-            self.send(&register);
+            });
         }
     }
 
@@ -499,7 +494,7 @@ impl Agent {
         }
     }
 
-    fn send(&mut self, message: &ToRelay) {
+    pub(super) fn send(&mut self, message: &ToRelay) {
         if let Some(channel) = self.uplink.channel_mut() {
             // A relay that does not read stops answering pings, which ends the channel.
             let _ = channel.send(&mut self.node.stack, &mut self.node.resources.budget, message);

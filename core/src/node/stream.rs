@@ -20,6 +20,8 @@ pub(crate) struct Stream<X> {
     head_limit: usize,
     /// Bytes that go into the flow before those read from the socket.
     prefix: Vec<u8>,
+    /// Bytes for the socket in front of those that the flow brings.
+    lead: Vec<u8>,
     /// Bytes for the socket made here, after which it is closed.
     answer: Option<Vec<u8>>,
     /// What is answered if the flow breaks before it brought a byte.
@@ -84,6 +86,7 @@ impl<X> Stream<X> {
             head: None,
             head_limit: 0,
             prefix: Vec::new(),
+            lead: Vec::new(),
             answer: None,
             on_broken: None,
             read_wanted: false,
@@ -94,6 +97,11 @@ impl<X> Stream<X> {
             to_socket: 0,
             held: 0,
         }
+    }
+
+    /// The same, with bytes that the socket gets first.
+    pub(crate) fn with_lead(self, lead: Vec<u8>) -> Self {
+        Self { lead, ..self }
     }
 
     /// The bytes read so far while nothing else is known.
@@ -147,7 +155,7 @@ impl<X, E> Node<X, E> {
             self.resources.counters.refused_streams_full += 1;
             return None;
         }
-        stream.held = STREAM_STATE;
+        stream.held = STREAM_STATE + stream.lead.len();
         if !self.resources.budget.charge(stream.held) {
             self.resources.counters.refused_memory += 1;
             return None;
@@ -280,7 +288,7 @@ impl<X, E> Node<X, E> {
             stream.read_wanted = true;
             self.actions.push_back(Action::WantRead(id));
         }
-        if view.can_receive {
+        if view.can_receive || !stream.lead.is_empty() {
             if !stream.write_wanted && !stream.write_ended {
                 stream.write_wanted = true;
                 self.actions.push_back(Action::WantWrite(id));
@@ -413,6 +421,17 @@ impl<M: Owned> ByteStream for StreamMut<'_, M> {
                 let count = write(answer).min(answer.len());
                 answer.drain(..count);
                 Some(count)
+            }
+            (None, Some(_)) if !stream.lead.is_empty() => {
+                let count = write(&stream.lead).min(stream.lead.len());
+                stream.lead.drain(..count);
+                if stream.lead.is_empty() {
+                    stream.lead = Vec::new();
+                    node.resources.budget.release(stream.held - STREAM_STATE);
+                    stream.held = STREAM_STATE;
+                }
+                // The header is none of the visitor's bytes.
+                return Some(count);
             }
             (None, Some(flow)) => node.stack.drain(flow, write),
             _ => None,

@@ -71,11 +71,9 @@ pub(crate) fn run(args: ExposeArgs, output: Output) -> Result<(), Failure> {
     config.limits = limits;
     config.mtu = args.mtu;
     config.services.push(Service {
-        id: offer.service_id(&key),
-        kind: offer.kind,
-        target: target.clone(),
         name: args.name,
         port: args.port,
+        ..Service::new(offer.service_id(&key), offer.kind, target.clone())
     });
     let bind = if embedded.is_some() {
         IpAddr::from([127, 0, 0, 1])

@@ -1,0 +1,275 @@
+//! What an agent offers, and which of it has a lease.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Agent;
+use crate::control::{Kind, ToRelay};
+use crate::machine::Target;
+
+/// What an agent offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The agent's own name for it; unique among its services.
+    pub id: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Where it is.
+    pub target: Target,
+    /// The name wished for.
+    pub name: Option<String>,
+    /// The port wished for.
+    pub port: Option<u16>,
+    /// Whether connections to the target begin with a PROXY v2 header that names the visitor. Not for UDP.
+    pub proxy: bool,
+}
+
+impl Service {
+    /// A service without wishes.
+    #[must_use]
+    pub fn new(id: impl Into<String>, kind: Kind, target: Target) -> Self {
+        Self {
+            id: id.into(),
+            kind,
+            target,
+            name: None,
+            port: None,
+            proxy: false,
+        }
+    }
+
+    /// Whether a lease for the one is as good for the other.
+    fn has_lease_of(&self, other: &Self) -> bool {
+        let place = |service: &Self| (service.kind, service.name.clone(), service.port);
+        self.id == other.id && place(self) == place(other)
+    }
+}
+
+/// The services, and the inner ports at which the flows of those with a lease arrive.
+#[derive(Debug)]
+pub(super) struct Services {
+    offered: Vec<Offer>,
+    leased: BTreeMap<u16, Leased>,
+}
+
+#[derive(Debug)]
+struct Offer {
+    service: Arc<Service>,
+    /// The relay was asked for a lease and has not answered.
+    asked: bool,
+}
+
+#[derive(Debug)]
+struct Leased {
+    service: Arc<Service>,
+    /// The lease's number at the relay.
+    number: u64,
+}
+
+impl Services {
+    pub(super) fn new(offered: impl IntoIterator<Item = Service>) -> Self {
+        Self {
+            offered: offered.into_iter().map(Offer::new).collect(),
+            leased: BTreeMap::new(),
+        }
+    }
+
+    /// The service whose flows arrive at an inner port.
+    pub(super) fn at(&self, port: u16) -> Option<&Arc<Service>> {
+        self.leased.get(&port).map(|leased| &leased.service)
+    }
+
+    /// Those that have no lease and for which none was asked. They count as asked for from now on.
+    pub(super) fn to_ask(&mut self) -> Vec<Arc<Service>> {
+        let leased = &self.leased;
+        let has_lease = |id: &str| leased.values().any(|leased| leased.service.id == id);
+        self.offered
+            .iter_mut()
+            .filter(|offer| !offer.asked && !has_lease(&offer.service.id))
+            .map(|offer| {
+                offer.asked = true;
+                Arc::clone(&offer.service)
+            })
+            .collect()
+    }
+
+    /// The relay refuses a lease: it may be asked again.
+    pub(super) fn refused(&mut self, id: &str) {
+        if let Some(offer) = self.offered.iter_mut().find(|offer| offer.service.id == id) {
+            offer.asked = false;
+        }
+    }
+
+    /// A service has a lease. Returns the inner port and number of the one it had before; `Err` if there is no such
+    /// service.
+    fn lease(&mut self, id: &str, port: u16, number: u64) -> Result<Option<(u16, u64)>, NoSuchService> {
+        let offer = self.offered.iter_mut().find(|offer| offer.service.id == id);
+        let offer = offer.ok_or(NoSuchService)?;
+        offer.asked = false;
+        let service = Arc::clone(&offer.service);
+        let before = self.leased.iter().find(|(_, leased)| leased.service.id == id);
+        let before = before.map(|(&port, leased)| (port, leased.number));
+        if let Some((port, _)) = before {
+            self.leased.remove(&port);
+        }
+        self.leased.insert(port, Leased { service, number });
+        Ok(before.filter(|&(_, before)| before != number))
+    }
+
+    /// A lease has ended. Returns its inner port and service.
+    fn end_lease(&mut self, number: u64) -> Option<(u16, Arc<Service>)> {
+        let (&port, _) = self.leased.iter().find(|(_, leased)| leased.number == number)?;
+        self.leased.remove(&port).map(|leased| (port, leased.service))
+    }
+
+    /// All leases are gone, and what was asked is forgotten. Returns their inner ports.
+    fn end_leases(&mut self) -> impl Iterator<Item = u16> {
+        for offer in &mut self.offered {
+            offer.asked = false;
+        }
+        std::mem::take(&mut self.leased).into_keys()
+    }
+
+    /// Offers these from now on. Leases stay with the services that still want the same; returns the inner ports and
+    /// numbers of the others.
+    fn replace(&mut self, offered: Vec<Service>) -> Vec<(u16, u64)> {
+        let before = std::mem::replace(&mut self.offered, offered.into_iter().map(Offer::new).collect());
+        for offer in &mut self.offered {
+            let same = |old: &Offer| offer.service.has_lease_of(&old.service);
+            offer.asked = before.iter().any(|old| old.asked && same(old));
+        }
+        let mut ended = Vec::new();
+        self.leased.retain(|&port, leased| {
+            let heir = self
+                .offered
+                .iter()
+                .find(|offer| offer.service.has_lease_of(&leased.service));
+            match heir {
+                Some(offer) => {
+                    leased.service = Arc::clone(&offer.service);
+                    true
+                }
+                None => {
+                    ended.push((port, leased.number));
+                    false
+                }
+            }
+        });
+        ended
+    }
+}
+
+impl Offer {
+    fn new(service: Service) -> Self {
+        Self {
+            service: Arc::new(service),
+            asked: false,
+        }
+    }
+}
+
+/// The relay speaks of a service that is not offered (any more).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct NoSuchService;
+
+impl Agent {
+    /// The relay has given a service a lease.
+    pub(super) fn leased(&mut self, id: &str, number: u64, port: u16) -> bool {
+        match self.services.lease(id, port, number) {
+            Ok(before) => {
+                if let Some((old, number)) = before {
+                    // Asked for anew before the first answer was here: the later lease is the one that was meant.
+                    self.give_back(old, number);
+                }
+                self.node.stack.serve(port, crate::budget::BufferClass::LARGEST);
+                true
+            }
+            Err(NoSuchService) => {
+                self.send(&ToRelay::Unregister { lease: number });
+                false
+            }
+        }
+    }
+
+    /// The relay has ended a lease. Returns the service that had it.
+    pub(super) fn lease_ended(&mut self, number: u64) -> Option<Arc<Service>> {
+        let (port, service) = self.services.end_lease(number)?;
+        self.node.stack.unserve(port);
+        Some(service)
+    }
+
+    /// The relay knows of no lease any more.
+    pub(super) fn leases_ended(&mut self) {
+        for port in self.services.end_leases() {
+            self.node.stack.unserve(port);
+        }
+    }
+
+    /// Puts other services in place of those offered so far, and settles it with the relay.
+    pub(super) fn replace_services(&mut self, services: Vec<Service>) {
+        for (port, number) in self.services.replace(services) {
+            self.give_back(port, number);
+        }
+    }
+
+    fn give_back(&mut self, port: u16, number: u64) {
+        if self.services.at(port).is_none() {
+            self.node.stack.unserve(port);
+        }
+        self.send(&ToRelay::Unregister { lease: number });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(id: &str, name: Option<&str>) -> Service {
+        let target = Target::Handler(id.into());
+        Service {
+            name: name.map(Into::into),
+            ..Service::new(id, Kind::Http, target)
+        }
+    }
+
+    #[test]
+    fn leases_stay_with_services_that_want_the_same() {
+        let mut services = Services::new([service("a", None), service("b", None), service("c", None)]);
+        for (number, id) in ["a", "b", "c"].into_iter().enumerate() {
+            let port = 1024 + u16::try_from(number).unwrap();
+            assert_eq!(services.lease(id, port, number as u64), Ok(None));
+        }
+        let moved = Service {
+            target: Target::Handler("elsewhere".into()),
+            ..service("a", None)
+        };
+        let ended = services.replace(vec![moved, service("b", Some("shop")), service("d", None)]);
+        assert_eq!(ended, [(1025, 1), (1026, 2)], "one asks for another name, one is gone");
+        let target = services.at(1024).map(|service| service.target.clone());
+        assert_eq!(target, Some(Target::Handler("elsewhere".into())));
+        let asked = |services: &mut Services| -> Vec<_> {
+            services.to_ask().iter().map(|service| service.id.clone()).collect()
+        };
+        assert_eq!(asked(&mut services), ["b", "d"]);
+        services.replace(vec![
+            service("a", None),
+            service("b", Some("shop")),
+            service("d", Some("deli")),
+        ]);
+        assert_eq!(asked(&mut services), ["d"], "the answer for b is still to come");
+        services.refused("b");
+        assert_eq!(asked(&mut services), ["b"]);
+    }
+
+    #[test]
+    fn a_second_lease_replaces_the_first_and_a_stranger_gets_none() {
+        let mut services = Services::new([service("a", None)]);
+        assert_eq!(services.lease("a", 1024, 7), Ok(None));
+        assert_eq!(services.lease("a", 1024, 7), Ok(None), "said again");
+        assert_eq!(services.lease("a", 1025, 8), Ok(Some((1024, 7))));
+        assert!(services.at(1024).is_none() && services.at(1025).is_some());
+        assert_eq!(services.lease("z", 1026, 9), Err(NoSuchService));
+        assert_eq!(services.end_lease(8).map(|(port, _)| port), Some(1025));
+        assert!(services.end_lease(8).is_none() && services.to_ask().len() == 1);
+    }
+}
