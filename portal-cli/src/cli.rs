@@ -236,7 +236,7 @@ pub(crate) struct GrantArgs {
         hide_env = true
     )]
     pub(crate) ports: Vec<PortRange>,
-    /// A kind of service that it may offer: http, tls, tcp or udp [default: every kind]
+    /// A kind of service that it may offer: http, https, tls, tcp or udp [default: every kind]
     #[arg(long = "kind", env = "PORTAL_KIND", value_delimiter = ',', hide_env = true)]
     pub(crate) kinds: Vec<Kind>,
     #[command(flatten)]

@@ -47,7 +47,7 @@ impl Embedded {
         };
         // Browsers look up every name below localhost themselves; ports are open on this address only.
         let domain = match kind {
-            Kind::Http | Kind::Tls => "localhost",
+            Kind::Http | Kind::Https | Kind::Tls => "localhost",
             _ => "127.0.0.1",
         };
         let mut config = RelayConfig::new(secret, keyfile::random()?, domain.into());
@@ -60,7 +60,7 @@ impl Embedded {
         };
         match kind {
             Kind::Http => config.http = Some(visitors_at(HTTP)),
-            Kind::Tls => config.https = Some(visitors_at(HTTPS)),
+            Kind::Https | Kind::Tls => config.https = Some(visitors_at(HTTPS)),
             _ => {
                 config.ports = Some(PORTS);
                 config.ports_ip = loopback;

@@ -74,7 +74,7 @@ pub fn service(kind: Kind, port: u16) -> Service {
         port,
     };
     Service {
-        name: matches!(kind, Kind::Http | Kind::Tls).then(|| "web".into()),
+        name: matches!(kind, Kind::Http | Kind::Https | Kind::Tls).then(|| "web".into()),
         ..Service::new(kind.to_string(), kind, target)
     }
 }

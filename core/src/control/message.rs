@@ -18,6 +18,8 @@ pub(crate) const PORT: u16 = 1;
 pub enum Kind {
     /// Plain HTTP, by the Host header.
     Http,
+    /// TLS that the agent ends, by the server name; the local target gets plain bytes.
+    Https,
     /// TLS that the local target ends itself, by the server name.
     Tls,
     /// A TCP port of its own.
@@ -28,7 +30,7 @@ pub enum Kind {
 
 /// A text that names no [`Kind`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown kind \"{0}\": use http, tls, tcp or udp")]
+#[error("unknown kind \"{0}\": use http, https, tls, tcp or udp")]
 pub struct UnknownKind(String);
 
 impl FromStr for Kind {
@@ -37,6 +39,7 @@ impl FromStr for Kind {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "http" => Ok(Self::Http),
+            "https" => Ok(Self::Https),
             "tls" => Ok(Self::Tls),
             "tcp" => Ok(Self::Tcp),
             "udp" => Ok(Self::Udp),
@@ -49,6 +52,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Http => "http",
+            Self::Https => "https",
             Self::Tls => "tls",
             Self::Tcp => "tcp",
             Self::Udp => "udp",

@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn message() -> impl Strategy<Value = ToRelay> {
-        let kind = prop_oneof![Just(Kind::Http), Just(Kind::Tls), Just(Kind::Tcp), Just(Kind::Udp)];
+        let kind = prop::sample::select(vec![Kind::Http, Kind::Https, Kind::Tls, Kind::Tcp, Kind::Udp]);
         prop_oneof![
             (any::<u32>(), ".{0,20}", any::<u64>()).prop_map(|(version, agent, instance)| {
                 ToRelay::Hello {

@@ -9,7 +9,7 @@ use super::{Relay, listener_key};
 use crate::budget::BufferClass;
 use crate::control::Kind;
 use crate::http;
-use crate::machine::{ListenerId, StreamId};
+use crate::machine::{ListenerId, StreamId, Transport};
 use crate::node::{End, Stream};
 use crate::proxy::ProxyHeader;
 use crate::sni;
@@ -31,6 +31,26 @@ impl fmt::Display for Ingress {
             Self::Http => "http",
             Self::Https => "https",
         })
+    }
+}
+
+/// How visitors of a kind of service come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By the name that they ask for.
+    Shared(Ingress),
+    /// By a port of its own.
+    Port(Transport),
+}
+
+impl Way {
+    pub(super) fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Http => Self::Shared(Ingress::Http),
+            Kind::Https | Kind::Tls => Self::Shared(Ingress::Https),
+            Kind::Tcp => Self::Port(Transport::Tcp),
+            Kind::Udp => Self::Port(Transport::Udp),
+        }
     }
 }
 
@@ -74,6 +94,7 @@ struct Wish {
 
 /// How long a visitor may take to say what it wants.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+
 impl Relay {
     pub(super) fn accept_visitor(
         &mut self,
@@ -163,39 +184,38 @@ impl Relay {
 
     fn route_http(&mut self, now: Instant, id: StreamId, request: &http::RequestHead) {
         let host = request.host.clone().unwrap_or_default();
-        let named = self
-            .label(&host)
-            .and_then(|label| self.leases.by_name(Kind::Http, label));
-        let lease = named.or_else(|| {
-            self.config
-                .sole_lease_answers
-                .then(|| self.leases.sole(Kind::Http))
-                .flatten()
-        });
-        match lease {
-            Some(lease) => {
-                let wish = Wish {
-                    name: host.clone(),
-                    authority: Some(host),
-                    alpn: None,
-                };
-                self.carry(now, id, lease, wish);
+        if let Some(lease) = self.named(Ingress::Http, &host) {
+            let wish = Wish {
+                name: host.clone(),
+                authority: Some(host),
+                alpn: None,
+            };
+            return self.carry(now, id, lease, wish);
+        }
+        let elsewhere = self
+            .named(Ingress::Https, &host)
+            .and_then(|lease| self.leases.get(lease));
+        let page = match elsewhere {
+            Some(lease) if lease.kind == Kind::Https => {
+                // The other forms of a target name no path.
+                let path = request.target.strip_prefix('/').unwrap_or_default();
+                let location = format!("{}{path}", lease.public);
+                let text = format!("308 Permanent Redirect: {}\n", lease.public);
+                http::response(308, "Permanent Redirect", &[("location", &location)], &text)
             }
-            None => {
+            _ => {
                 self.node.resources.counters.drop_unknown_name += 1;
                 let what = if host.is_empty() { "a name" } else { host.as_str() };
                 let text = format!("404 Not Found: nothing is served under {what} here\n");
-                self.node.answer(id, http::response(404, "Not Found", &[], &text));
+                http::response(404, "Not Found", &[], &text)
             }
-        }
+        };
+        self.node.answer(id, page);
     }
 
     fn route_tls(&mut self, now: Instant, id: StreamId, hello: sni::ClientHello) {
         let name = hello.server_name.unwrap_or_default();
-        match self
-            .label(&name)
-            .and_then(|label| self.leases.by_name(Kind::Tls, label))
-        {
+        match self.named(Ingress::Https, &name) {
             Some(lease) => {
                 let wish = Wish {
                     name: name.clone(),
@@ -209,6 +229,19 @@ impl Relay {
                 self.node.answer(id, sni::ALERT_UNRECOGNIZED_NAME.to_vec());
             }
         }
+    }
+
+    /// The lease for a host name, or the only one where that answers to every name.
+    fn named(&self, ingress: Ingress, host: &str) -> Option<LeaseId> {
+        let label = self.label(host);
+        let named = label.and_then(|label| self.leases.by_name(ingress, label));
+        let sole = || {
+            self.config
+                .sole_lease_answers
+                .then(|| self.leases.sole(ingress))
+                .flatten()
+        };
+        named.or_else(sole)
     }
 
     /// The label under our domain that a host name has.
@@ -228,8 +261,12 @@ impl Relay {
             return self.node.drop_stream(id, End::Dropped);
         }
         let (peer, service_port, public) = (lease.peer, lease.service_port, lease.public.clone());
-        let is_http = matches!(&lease.place, Place::Name(Kind::Http, _));
-        let on_broken = is_http.then_some(bad_gateway as fn() -> Vec<u8>);
+        let is_http = matches!(&lease.place, Place::Name(Ingress::Http, _));
+        let on_broken = match &lease.place {
+            Place::Name(Ingress::Http, _) => Some(bad_gateway as fn() -> Vec<u8>),
+            Place::Name(Ingress::Https, _) => Some((|| sni::ALERT_INTERNAL_ERROR.to_vec()) as fn() -> Vec<u8>),
+            Place::Port(..) => None,
+        };
         let Some(overlay) = self.node.wg.overlay(peer) else {
             return self.node.drop_stream(id, End::Dropped);
         };

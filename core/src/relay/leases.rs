@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use super::access::Refusal;
+use super::ingress::Ingress;
 use crate::budget::Budget;
 use crate::control::{Kind, RefusalCode};
 use crate::identity::{PublicKey, derived_name, derived_port};
@@ -52,7 +53,7 @@ pub(crate) struct Lease {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     /// A name at one of the shared listeners.
-    Name(Kind, String),
+    Name(Ingress, String),
     /// A port.
     Port(Transport, u16),
 }
@@ -128,15 +129,17 @@ impl Leases {
         self.table.iter().map(|(key, lease)| (LeaseId(key), lease))
     }
 
-    pub(crate) fn by_name(&self, kind: Kind, name: &str) -> Option<LeaseId> {
-        self.by_place.get(&Place::Name(kind, name.to_owned())).copied()
+    pub(crate) fn by_name(&self, ingress: Ingress, name: &str) -> Option<LeaseId> {
+        self.by_place.get(&Place::Name(ingress, name.to_owned())).copied()
     }
 
-    /// The lease of this kind, if there is exactly one.
-    pub(crate) fn sole(&self, kind: Kind) -> Option<LeaseId> {
-        let mut of_kind = self.iter().filter(|(_, lease)| lease.kind == kind);
-        let (id, _) = of_kind.next()?;
-        of_kind.next().is_none().then_some(id)
+    /// The lease of this ingress, if there is exactly one.
+    pub(crate) fn sole(&self, ingress: Ingress) -> Option<LeaseId> {
+        let mut there = self
+            .iter()
+            .filter(|(_, lease)| matches!(lease.place, Place::Name(at, _) if at == ingress));
+        let (id, _) = there.next()?;
+        there.next().is_none().then_some(id)
     }
 
     pub(crate) fn insert(&mut self, lease: Lease, budget: &mut Budget) -> Result<LeaseId, Refusal> {
@@ -166,7 +169,7 @@ impl Leases {
     /// has to be kept, if that is new.
     pub(crate) fn pick_name(
         &mut self,
-        kind: Kind,
+        ingress: Ingress,
         key: &PublicKey,
         service: &str,
         wanted: Option<&str>,
@@ -193,13 +196,13 @@ impl Leases {
                     _ => derived_name(key, &format!("{service}#{attempt}")),
                 })
                 .find(|name| {
-                    self.names.get(name).is_none_or(|owner| owner == key) && self.by_name(kind, name).is_none()
+                    self.names.get(name).is_none_or(|owner| owner == key) && self.by_name(ingress, name).is_none()
                 })
                 .ok_or_else(|| {
                     Refusal::new(RefusalCode::NameTaken, "no derived name is free: ask for one by --name")
                 })?,
         };
-        let place = Place::Name(kind, name.clone());
+        let place = Place::Name(ingress, name.clone());
         if self.by_place.contains_key(&place) {
             return Err(Refusal::new(
                 RefusalCode::NameTaken,
@@ -329,8 +332,8 @@ mod tests {
     #[test]
     fn a_requested_name_is_bound_to_its_key() {
         let mut leases = Leases::new(8, []);
-        let (place, binding) = leases.pick_name(Kind::Http, &key(1), "web", Some("shop")).unwrap();
-        assert_eq!(place, Place::Name(Kind::Http, "shop".into()));
+        let (place, binding) = leases.pick_name(Ingress::Http, &key(1), "web", Some("shop")).unwrap();
+        assert_eq!(place, Place::Name(Ingress::Http, "shop".into()));
         assert_eq!(
             binding,
             Some(Binding::Name {
@@ -339,20 +342,23 @@ mod tests {
             })
         );
         assert_eq!(
-            code(leases.pick_name(Kind::Tls, &key(2), "web", Some("shop"))),
+            code(leases.pick_name(Ingress::Https, &key(2), "web", Some("shop"))),
             RefusalCode::NameTaken
         );
         assert_eq!(
-            code(leases.pick_name(Kind::Tls, &key(2), "web", Some("Shop"))),
+            code(leases.pick_name(Ingress::Https, &key(2), "web", Some("Shop"))),
             RefusalCode::NameInvalid
         );
         let mut restarted = Leases::new(8, binding);
         assert_eq!(
-            code(restarted.pick_name(Kind::Http, &key(2), "web", Some("shop"))),
+            code(restarted.pick_name(Ingress::Http, &key(2), "web", Some("shop"))),
             RefusalCode::NameTaken
         );
         assert_eq!(
-            restarted.pick_name(Kind::Http, &key(1), "web", Some("shop")).unwrap().1,
+            restarted
+                .pick_name(Ingress::Http, &key(1), "web", Some("shop"))
+                .unwrap()
+                .1,
             None
         );
     }
@@ -360,11 +366,11 @@ mod tests {
     #[test]
     fn a_derived_name_is_stable_and_steps_aside_for_a_squatter() {
         let mut leases = Leases::new(8, []);
-        let (first, _) = leases.pick_name(Kind::Http, &key(1), "web", None).unwrap();
-        assert_eq!(leases.pick_name(Kind::Http, &key(1), "web", None).unwrap().0, first);
+        let (first, _) = leases.pick_name(Ingress::Http, &key(1), "web", None).unwrap();
+        assert_eq!(leases.pick_name(Ingress::Http, &key(1), "web", None).unwrap().0, first);
         let Place::Name(_, name) = first.clone() else { panic!() };
         let mut squatted = Leases::new(8, [Binding::Name { name, key: key(9) }]);
-        let (second, _) = squatted.pick_name(Kind::Http, &key(1), "web", None).unwrap();
+        let (second, _) = squatted.pick_name(Ingress::Http, &key(1), "web", None).unwrap();
         assert_ne!(first, second);
     }
 

@@ -4,13 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 
 use super::access::Refusal;
-use super::ingress::Role;
+use super::ingress::{Ingress, Role, Way};
 use super::leases::{Lease, LeaseId, Place};
 use super::sessions::FIRST_SERVICE_PORT;
 use super::{Relay, RelayEvent};
 use crate::control::{Kind, RefusalCode, ToAgent};
 use crate::identity::PublicKey;
-use crate::machine::Transport;
 use crate::node::End;
 use crate::stack::FlowId;
 
@@ -107,17 +106,12 @@ impl Relay {
             ));
         }
         self.config.access.allows(&key, kind, name, port)?;
-        let (place, binding) = match kind {
-            Kind::Http | Kind::Tls => {
-                self.shared_port(kind)?;
-                self.leases.pick_name(kind, &key, service, name)?
+        let (place, binding) = match Way::of(kind) {
+            Way::Shared(ingress) => {
+                self.shared_port(kind, ingress)?;
+                self.leases.pick_name(ingress, &key, service, name)?
             }
-            Kind::Tcp | Kind::Udp => {
-                let transport = if kind == Kind::Tcp {
-                    Transport::Tcp
-                } else {
-                    Transport::Udp
-                };
+            Way::Port(transport) => {
                 let range = self.config.ports.clone().ok_or_else(|| {
                     Refusal::new(
                         RefusalCode::KindUnavailable,
@@ -197,10 +191,10 @@ impl Relay {
         }
     }
 
-    fn shared_port(&self, kind: Kind) -> Result<u16, Refusal> {
-        let (addr, flag) = match kind {
-            Kind::Tls => (self.config.https, "--https"),
-            _ => (self.config.http, "--http"),
+    fn shared_port(&self, kind: Kind, ingress: Ingress) -> Result<u16, Refusal> {
+        let (addr, flag) = match ingress {
+            Ingress::Https => (self.config.https, "--https"),
+            Ingress::Http => (self.config.http, "--http"),
         };
         addr.map(|addr| addr.port()).ok_or_else(|| {
             Refusal::new(
@@ -214,15 +208,14 @@ impl Relay {
         let domain = &self.config.domain;
         Ok(match place {
             Place::Port(transport, port) => format!("{transport}://{domain}:{port}"),
-            Place::Name(_, name) => {
-                let (scheme, usual) = if kind == Kind::Tls {
-                    ("https", 443)
-                } else {
-                    ("http", 80)
+            Place::Name(ingress, name) => {
+                let usual = match ingress {
+                    Ingress::Https => 443,
+                    Ingress::Http => 80,
                 };
-                match self.shared_port(kind)? {
-                    port if port == usual => format!("{scheme}://{name}.{domain}/"),
-                    port => format!("{scheme}://{name}.{domain}:{port}/"),
+                match self.shared_port(kind, *ingress)? {
+                    port if port == usual => format!("{ingress}://{name}.{domain}/"),
+                    port => format!("{ingress}://{name}.{domain}:{port}/"),
                 }
             }
         })

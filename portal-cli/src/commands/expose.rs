@@ -147,7 +147,7 @@ async fn serve(
 /// Options that contradict the target.
 fn check(args: &ExposeArgs, offer: &Offer) -> Result<(), ExposeError> {
     match offer.kind {
-        Kind::Http | Kind::Tls if args.port.is_some() => Err(ExposeError::Port(offer.kind)),
+        Kind::Http | Kind::Https | Kind::Tls if args.port.is_some() => Err(ExposeError::Port(offer.kind)),
         Kind::Tcp | Kind::Udp if args.name.is_some() => Err(ExposeError::Name(offer.kind)),
         Kind::Tcp | Kind::Udp if args.http.is_some() => Err(ExposeError::Http(offer.kind)),
         _ => Ok(()),
