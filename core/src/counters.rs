@@ -78,6 +78,12 @@ counters! {
     drop_unknown_name,
     /// PROXY headers that are malformed, or did not come in time.
     drop_proxy_header,
+    /// Visitors whose TLS failed at the agent.
+    drop_tls_visitor,
+    /// Connections to targets whose TLS failed, or whose certificate is not trusted.
+    drop_tls_target,
+    /// Connections whose TLS handshakes took too long.
+    drop_tls_timeout,
     /// Dials to local targets that failed.
     dials_failed,
     /// UDP datagrams from visitors or local targets, carried into the tunnel.

@@ -24,8 +24,8 @@
 //! - Bytes of streams never travel through actions; they move in [`ByteStream::fill`] and [`ByteStream::drain`].
 //! - Junk from the network is a counted drop, never an error.
 //! - Every table, queue and buffer has a bound; what is refused is counted (see [`Counters`]).
-//! - Equal seed and equal inputs give equal actions and deadlines. Exempt are the bytes boringtun draws from the
-//!   system's generator (ephemeral keys, cookie secrets) and its TAI64N base; see the `wg` module.
+//! - Equal seed and equal inputs give equal actions and deadlines. Exempt are the bytes that boringtun and rustls draw
+//!   from the system's generator (ephemeral keys, cookie secrets) and boringtun's TAI64N base; see the `wg` module.
 
 #![forbid(unsafe_code)]
 
@@ -50,6 +50,7 @@ pub mod sni;
 mod stack;
 mod table;
 mod timers;
+pub mod tls;
 pub mod uri;
 mod wg;
 

@@ -180,6 +180,12 @@ pub enum DialError {
     /// The runtime has no handler of this name, or cannot dial this kind of target.
     #[error("not supported here")]
     Unsupported,
+    /// It does not speak TLS as it should.
+    #[error("it does not speak TLS, or none that is understood here")]
+    Tls,
+    /// It shows a certificate that is not trusted.
+    #[error("its TLS certificate is not trusted")]
+    Untrusted,
     /// Anything else.
     #[error("failed")]
     Other,

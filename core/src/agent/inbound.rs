@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Agent, Service};
+use crate::control::Kind;
 use crate::machine::Action;
-use crate::node::Stream;
+use crate::node::{Stream, Tls};
 use crate::proxy;
 use crate::stack::FlowId;
 use crate::timers::TimerQueue;
@@ -76,9 +77,15 @@ impl Agent {
                 self.inbound.waiting.clear(flow);
                 let visitor = header.map(|header| header.source);
                 let target = service.target.clone();
-                let stream = Stream::joined(Joined { service, visitor }, Some(flow), false).with_lead(lead);
+                let Some(tls) = self.tls_of(&service) else {
+                    return self.refuse_flow(flow);
+                };
+                let stream = Stream::joined(Joined { service, visitor }, Some(flow), false).with(lead, tls);
                 match self.node.insert_stream(stream) {
-                    Some(stream) => self.node.actions.push_back(Action::Dial { stream, target }),
+                    Some(stream) => {
+                        self.node.actions.push_back(Action::Dial { stream, target });
+                        self.node.service(stream);
+                    }
                     None => self.refuse_flow(flow),
                 }
             }
@@ -88,7 +95,26 @@ impl Agent {
         }
     }
 
+    /// The TLS of a new connection; `None` if it cannot be had.
+    fn tls_of(&mut self, service: &Service) -> Option<Option<Box<Tls>>> {
+        let acceptor = match service.kind {
+            Kind::Https => Some(service.tls.as_ref()),
+            _ => None,
+        };
+        let started = match acceptor {
+            Some(None) => None,
+            acceptor => Tls::start(acceptor.flatten(), service.target_tls.as_ref()).ok(),
+        };
+        if started.is_none() {
+            self.node.resources.counters.drop_tls_visitor += 1;
+        }
+        started
+    }
+
     pub(super) fn inbound_due(&mut self, now: Instant) {
+        while let Some(id) = self.node.stream_deadlines.pop_due(now) {
+            self.node.tls_overdue(id);
+        }
         while let Some(flow) = self.inbound.waiting.pop_due(now) {
             self.bad_header(flow);
         }

@@ -270,6 +270,18 @@ impl Agent {
     }
 
     fn ended(&mut self, ended: &Ended<Joined>) {
+        if let End::TargetTls { untrusted } = ended.end {
+            let event = AgentEvent::TargetFailed {
+                service: ended.data.service.id.clone(),
+                target: ended.data.service.target.clone(),
+                error: if untrusted {
+                    DialError::Untrusted
+                } else {
+                    DialError::Tls
+                },
+            };
+            self.node.event(event);
+        }
         let event = AgentEvent::VisitorLeft {
             service: ended.data.service.id.clone(),
             visitor: ended.data.visitor,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Agent;
 use crate::control::{Kind, ToRelay};
 use crate::machine::Target;
+use crate::tls::{TlsAcceptor, TlsConnector};
 
 /// What an agent offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,10 @@ pub struct Service {
     pub name: Option<String>,
     /// The port wished for.
     pub port: Option<u16>,
+    /// What ends the visitors' TLS; needed for [`Kind::Https`], and not used for other kinds.
+    pub tls: Option<TlsAcceptor>,
+    /// What speaks TLS to the target; not for UDP.
+    pub target_tls: Option<TlsConnector>,
     /// Whether connections to the target begin with a PROXY v2 header that names the visitor. Not for UDP.
     pub proxy: bool,
 }
@@ -34,6 +39,8 @@ impl Service {
             target,
             name: None,
             port: None,
+            tls: None,
+            target_tls: None,
             proxy: false,
         }
     }
@@ -80,7 +87,7 @@ impl Services {
     }
 
     /// Those that have no lease and for which none was asked. They count as asked for from now on.
-    pub(super) fn to_ask(&mut self) -> Vec<Arc<Service>> {
+    pub(super) fn next_to_ask(&mut self) -> Vec<Arc<Service>> {
         let leased = &self.leased;
         let has_lease = |id: &str| leased.values().any(|leased| leased.service.id == id);
         self.offered
@@ -248,7 +255,11 @@ mod tests {
         let target = services.at(1024).map(|service| service.target.clone());
         assert_eq!(target, Some(Target::Handler("elsewhere".into())));
         let asked = |services: &mut Services| -> Vec<_> {
-            services.to_ask().iter().map(|service| service.id.clone()).collect()
+            services
+                .next_to_ask()
+                .iter()
+                .map(|service| service.id.clone())
+                .collect()
         };
         assert_eq!(asked(&mut services), ["b", "d"]);
         services.replace(vec![
@@ -270,6 +281,6 @@ mod tests {
         assert!(services.at(1024).is_none() && services.at(1025).is_some());
         assert_eq!(services.lease("z", 1026, 9), Err(NoSuchService));
         assert_eq!(services.end_lease(8).map(|(port, _)| port), Some(1025));
-        assert!(services.end_lease(8).is_none() && services.to_ask().len() == 1);
+        assert!(services.end_lease(8).is_none() && services.next_to_ask().len() == 1);
     }
 }

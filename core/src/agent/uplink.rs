@@ -356,7 +356,7 @@ impl Agent {
         if !matches!(self.uplink.state, State::Serving { .. }) {
             return;
         }
-        for service in self.services.to_ask() {
+        for service in self.services.next_to_ask() {
             self.send(&ToRelay::Register {
                 id: service.id.clone(),
                 kind: service.kind,

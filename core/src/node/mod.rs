@@ -2,6 +2,7 @@
 //! towards the runtime. It takes no decision about who may do what.
 
 mod stream;
+mod tls;
 
 use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -20,6 +21,7 @@ use crate::wg::{DATA_OVERHEAD, PEER_CHARGE, PLAIN_BUFFER, PeerId, Wg, WgEvent};
 
 pub use self::stream::StreamMut;
 pub(crate) use self::stream::{End, Ended, Stream};
+pub(crate) use self::tls::Tls;
 
 /// Bounds that both machines have. Each is enforced where the thing is made, and counted when it refuses.
 #[derive(Clone, Copy, Debug)]

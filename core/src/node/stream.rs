@@ -2,6 +2,7 @@
 //! takes it.
 
 use crate::machine::{Action, ByteStream, StreamId};
+use crate::node::tls::{CHUNK, Failed, Tls};
 use crate::node::{Node, Owned};
 use crate::stack::{FlowId, Owner};
 use crate::table::Key;
@@ -22,6 +23,8 @@ pub(crate) struct Stream<X> {
     prefix: Vec<u8>,
     /// Bytes for the socket in front of those that the flow brings.
     lead: Vec<u8>,
+    /// What stands between flow and socket, if anything does.
+    tls: Option<Box<Tls>>,
     /// Bytes for the socket made here, after which it is closed.
     answer: Option<Vec<u8>>,
     /// What is answered if the flow breaks before it brought a byte.
@@ -45,6 +48,8 @@ pub(crate) enum End {
     SocketFailed,
     /// The flow was reset, timed out or could not be opened.
     FlowBroken,
+    /// The target does not speak TLS, or shows a certificate that is not trusted.
+    TargetTls { untrusted: bool },
     /// The machine ended it.
     Dropped,
 }
@@ -62,6 +67,8 @@ pub(crate) struct Ended<X> {
 const STREAM_STATE: usize = 512;
 /// How much is read of a head at a time.
 const HEAD_STEP: usize = 2048;
+/// How long the TLS handshakes of a stream may take.
+const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a socket that was answered here may take to close.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(5);
 /// Bytes of a visitor who was already answered are thrown away through this.
@@ -87,6 +94,7 @@ impl<X> Stream<X> {
             head_limit: 0,
             prefix: Vec::new(),
             lead: Vec::new(),
+            tls: None,
             answer: None,
             on_broken: None,
             read_wanted: false,
@@ -99,9 +107,14 @@ impl<X> Stream<X> {
         }
     }
 
-    /// The same, with bytes that the socket gets first.
-    pub(crate) fn with_lead(self, lead: Vec<u8>) -> Self {
-        Self { lead, ..self }
+    /// The same, with bytes that the socket gets first, and with TLS between flow and socket.
+    pub(crate) fn with(self, lead: Vec<u8>, tls: Option<Box<Tls>>) -> Self {
+        Self { lead, tls, ..self }
+    }
+
+    /// What it is charged when it holds no bytes.
+    fn charge(&self) -> usize {
+        STREAM_STATE + self.tls.as_ref().map_or(0, |tls| tls.charge())
     }
 
     /// The bytes read so far while nothing else is known.
@@ -149,26 +162,35 @@ impl<X, E> Node<X, E> {
         self.streams.len()
     }
 
-    /// Adds a stream and asks for its bytes, unless there are as many as there may be or memory is short.
+    /// Adds a stream, unless there are as many as there may be or memory is short, and asks for its bytes. One that is to
+    /// be dialled waits for its first [`Node::service`], which may already be its end.
     pub(crate) fn insert_stream(&mut self, mut stream: Stream<X>) -> Option<StreamId> {
         if self.streams.is_full() {
             self.resources.counters.refused_streams_full += 1;
             return None;
         }
-        stream.held = STREAM_STATE + stream.lead.len();
+        stream.held = stream.charge() + stream.lead.len();
         if !self.resources.budget.charge(stream.held) {
             self.resources.counters.refused_memory += 1;
             return None;
         }
+        let is_connected = stream.connected;
         let inserted = self.streams.insert_with(|_| stream)?;
         let id = StreamId {
             index: inserted.index,
             generation: inserted.generation,
         };
-        if let Some(flow) = self.streams.get(inserted).and_then(|stream| stream.flow) {
-            self.stack.set_owner(flow, Owner::Stream(id));
+        if let Some(stream) = self.streams.get(inserted) {
+            if let Some(flow) = stream.flow {
+                self.stack.set_owner(flow, Owner::Stream(id));
+            }
+            if stream.tls.is_some() {
+                self.stream_deadlines.set(id, self.latest + HANDSHAKE);
+            }
         }
-        self.service(id);
+        if is_connected {
+            self.service(id);
+        }
         Some(id)
     }
 
@@ -196,7 +218,7 @@ impl<X, E> Node<X, E> {
         let Some(stream) = self.streams.get_mut(key(id)) else {
             return false;
         };
-        let held = STREAM_STATE + bytes;
+        let held = stream.charge() + bytes;
         if !self.resources.budget.recharge(stream.held, held) {
             self.resources.counters.refused_memory += 1;
             self.drop_stream(id, End::Dropped);
@@ -242,6 +264,9 @@ impl<X, E> Node<X, E> {
 
     /// Brings both sides of a stream to where they can be: asks for bytes, passes ends on, and ends it.
     pub(crate) fn service(&mut self, id: StreamId) {
+        if !self.pump_tls(id) {
+            return;
+        }
         let Some(stream) = self.streams.get_mut(key(id)) else {
             return;
         };
@@ -264,7 +289,11 @@ impl<X, E> Node<X, E> {
             self.drop_stream(id, End::FlowBroken);
             return;
         };
-        if view.broken && !view.can_receive {
+        let (can_receive, has_ended) = match &stream.tls {
+            Some(tls) => (!tls.to_socket().is_empty(), tls.has_ended()),
+            None => (view.can_receive, view.remote_fin),
+        };
+        if view.broken && !can_receive {
             if let (Some(page), 0) = (stream.on_broken, stream.to_socket) {
                 return self.answer(id, page());
             }
@@ -283,26 +312,77 @@ impl<X, E> Node<X, E> {
                 }
             }
         }
-        let has_room = stream.prefix.is_empty() && self.stack.view(flow).is_some_and(|view| view.can_send);
+        let has_room = match &stream.tls {
+            Some(tls) => tls.can_take(),
+            None => stream.prefix.is_empty() && self.stack.view(flow).is_some_and(|view| view.can_send),
+        };
         if has_room && !stream.read_ended && !stream.read_wanted {
             stream.read_wanted = true;
             self.actions.push_back(Action::WantRead(id));
         }
-        if view.can_receive || !stream.lead.is_empty() {
+        if can_receive || !stream.lead.is_empty() {
             if !stream.write_wanted && !stream.write_ended {
                 stream.write_wanted = true;
                 self.actions.push_back(Action::WantWrite(id));
             }
             return;
         }
-        if view.remote_fin && !stream.write_ended {
+        if has_ended && !stream.write_ended {
             stream.write_ended = true;
             self.actions.push_back(Action::Shutdown(id));
         }
-        if stream.write_ended && stream.read_ended && stream.prefix.is_empty() {
+        let all_sent = match &stream.tls {
+            Some(tls) => tls.is_flow_closed(),
+            None => stream.prefix.is_empty(),
+        };
+        if stream.write_ended && stream.read_ended && all_sent {
             self.actions.push_back(Action::Close(id));
             self.remove_stream(id, false, End::Finished);
         }
+    }
+
+    /// Lets the TLS of a stream, if it has any, move what it can. False if that was its end.
+    fn pump_tls(&mut self, id: StreamId) -> bool {
+        let Some(stream) = self.streams.get_mut(key(id)) else {
+            return false;
+        };
+        let (Some(tls), Some(flow)) = (&mut stream.tls, stream.flow) else {
+            return true;
+        };
+        let was_handshaking = tls.is_handshaking();
+        let pumped = tls.pump(self.latest, flow, &mut self.stack);
+        if was_handshaking && !tls.is_handshaking() {
+            self.stream_deadlines.clear(id);
+        }
+        match pumped {
+            Ok(()) => true,
+            Err(failed) => {
+                self.tls_failed(id, failed);
+                false
+            }
+        }
+    }
+
+    /// The TLS of a stream cannot go on. A visitor gets the alert that says why.
+    fn tls_failed(&mut self, id: StreamId, failed: Failed) {
+        let (end, reset) = match failed {
+            Failed::Visitor => {
+                self.resources.counters.drop_tls_visitor += 1;
+                (End::FlowBroken, false)
+            }
+            Failed::Target { untrusted } => {
+                self.resources.counters.drop_tls_target += 1;
+                (End::TargetTls { untrusted }, true)
+            }
+        };
+        self.actions.push_back(Action::Abort(id));
+        self.remove_stream(id, reset, end);
+    }
+
+    /// The TLS of a stream took too long to begin.
+    pub(crate) fn tls_overdue(&mut self, id: StreamId) {
+        self.resources.counters.drop_tls_timeout += 1;
+        self.drop_stream(id, End::FlowBroken);
     }
 
     /// The same for a stream without a flow: its head is being read, or it is answered from here.
@@ -373,6 +453,28 @@ impl<'a, M: Owned> StreamMut<'a, M> {
     }
 }
 
+impl<M: Owned> StreamMut<'_, M> {
+    /// The same as [`ByteStream::fill`] where TLS stands between socket and flow.
+    fn fill_tls(&mut self, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
+        let node = self.machine.node();
+        let stream = node.streams.get_mut(key(self.id))?;
+        let tls = stream.tls.as_mut()?;
+        if !tls.can_take() {
+            stream.read_wanted = false;
+            return None;
+        }
+        let mut chunk = [0; CHUNK];
+        let count = read(&mut chunk).min(CHUNK);
+        stream.from_socket += count as u64;
+        match tls.take(self.now, &chunk[..count]) {
+            Ok(()) => node.service(self.id),
+            Err(failed) => node.tls_failed(self.id, failed),
+        }
+        self.machine.settle(self.now);
+        Some(count)
+    }
+}
+
 impl<M: Owned> ByteStream for StreamMut<'_, M> {
     fn fill(&mut self, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
         let node = self.machine.node();
@@ -402,6 +504,9 @@ impl<M: Owned> ByteStream for StreamMut<'_, M> {
         if stream.answer.is_some() {
             return Some(read(&mut [0; DISCARD]).min(DISCARD));
         }
+        if stream.tls.is_some() {
+            return self.fill_tls(read);
+        }
         let filled = match stream.flow {
             Some(flow) if stream.prefix.is_empty() => node.stack.fill(flow, read),
             _ => None,
@@ -427,13 +532,21 @@ impl<M: Owned> ByteStream for StreamMut<'_, M> {
                 stream.lead.drain(..count);
                 if stream.lead.is_empty() {
                     stream.lead = Vec::new();
-                    node.resources.budget.release(stream.held - STREAM_STATE);
-                    stream.held = STREAM_STATE;
+                    node.resources.budget.release(stream.held - stream.charge());
+                    stream.held = stream.charge();
                 }
                 // The header is none of the visitor's bytes.
                 return Some(count);
             }
-            (None, Some(flow)) => node.stack.drain(flow, write),
+            (None, Some(flow)) => match &mut stream.tls {
+                None => node.stack.drain(flow, write),
+                Some(tls) if tls.to_socket().is_empty() => None,
+                Some(tls) => {
+                    let count = write(tls.to_socket()).min(tls.to_socket().len());
+                    tls.took(count);
+                    Some(count)
+                }
+            },
             _ => None,
         };
         match drained {
@@ -442,7 +555,10 @@ impl<M: Owned> ByteStream for StreamMut<'_, M> {
         }
         let is_empty = match (&stream.answer, stream.flow) {
             (Some(answer), _) => answer.is_empty(),
-            (None, Some(flow)) => node.stack.view(flow).is_none_or(|view| !view.can_receive),
+            (None, Some(flow)) => match &stream.tls {
+                Some(tls) => tls.to_socket().is_empty(),
+                None => node.stack.view(flow).is_none_or(|view| !view.can_receive),
+            },
             (None, None) => true,
         };
         if is_empty {
@@ -461,10 +577,10 @@ impl<M: Owned> ByteStream for StreamMut<'_, M> {
         };
         stream.read_ended = true;
         stream.read_wanted = false;
-        if let Some(flow) = stream.flow
-            && stream.prefix.is_empty()
-        {
-            node.stack.close(flow);
+        match (&mut stream.tls, stream.flow) {
+            (Some(tls), _) => tls.socket_ended(),
+            (None, Some(flow)) if stream.prefix.is_empty() => node.stack.close(flow),
+            _ => {}
         }
         if stream.head.is_some() {
             self.machine.head_grew(self.now, self.id);

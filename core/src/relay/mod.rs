@@ -393,7 +393,7 @@ impl Relay {
         let end = match ended.end {
             End::Finished => VisitorEnd::Finished,
             End::SocketFailed => VisitorEnd::VisitorGone,
-            End::FlowBroken => VisitorEnd::ServiceGone,
+            End::FlowBroken | End::TargetTls { .. } => VisitorEnd::ServiceGone,
             End::Dropped => VisitorEnd::Refused,
         };
         self.node.event(RelayEvent::VisitorLeft {
