@@ -1,6 +1,8 @@
 //! The command line.
 
-use std::ffi::OsString;
+mod agent;
+mod service;
+
 use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
@@ -8,8 +10,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use portal_core::Kind;
 use portal_core::identity::{KeyError, PublicKey};
 use portal_core::names::LabelPattern;
-use portal_core::uri::RelayUri;
 
+pub(crate) use self::agent::{AgentArgs, UplinkArgs};
+pub(crate) use self::service::ServiceArgs;
 use crate::values::{Domain, Listen, MemorySize, PortRange, Switch};
 
 /// Puts a service that runs behind a NAT on a public address.
@@ -32,7 +35,8 @@ Examples:
   portal expose 3000 --relay URI        on yours; prints its key and waits for a grant
   portal grant KEY                      on the public machine; the service is up
 
-Every flag can be given as an environment variable: --relay as PORTAL_RELAY. PORTAL_LOG=debug shows more.";
+Every flag can be given as an environment variable: --relay as PORTAL_RELAY; those of relay and
+agent also in the file that --config names. PORTAL_LOG=debug shows more.";
 
 /// What is printed, and how.
 #[derive(Args, Clone, Copy, Debug)]
@@ -51,6 +55,9 @@ pub(crate) enum Command {
     /// Put a local service, a file or a folder on a public address
     #[command(after_help = EXPOSE_EXAMPLES)]
     Expose(ExposeArgs),
+    /// Run an agent with the services that a file names
+    #[command(after_help = agent::EXAMPLES)]
+    Agent(AgentArgs),
     /// Run a relay: the public end
     #[command(after_help = RELAY_EXAMPLES)]
     Relay(RelayArgs),
@@ -86,7 +93,9 @@ Examples:
   portal relay --domain 203.0.113.5 --ports 20000-20999
       without a domain: TCP and UDP ports only
   portal relay --domain t.example.com --http 127.0.0.1:8080 --https off
-      behind a web server that passes *.t.example.com on";
+      behind a web server that passes *.t.example.com on
+  portal relay --config /etc/portal/relay.toml
+      with lines like: domain = \"t.example.com\"; flags by their long names";
 
 const GRANT_EXAMPLES: &str = "\
 Examples:
@@ -97,21 +106,10 @@ Examples:
 /// `portal expose`.
 #[derive(Args, Debug)]
 pub(crate) struct ExposeArgs {
-    /// What to expose: PORT, HOST:PORT, a file or a folder, tcp://, udp://, tls://, http://, unix:PATH
-    #[arg(env = "PORTAL_TARGET", hide_env = true)]
-    pub(crate) target: OsString,
-    /// The relay, as `portal relay` prints it; without one, a relay of its own on this machine
-    #[arg(long, value_name = "URI", env = "PORTAL_RELAY", hide_env_values = true)]
-    pub(crate) relay: Option<RelayUri>,
-    /// The agent's key, made on first use [default: agent.key in ~/.local/state/portal]
-    #[arg(long, value_name = "FILE", env = "PORTAL_KEY", hide_env_values = true)]
-    pub(crate) key: Option<PathBuf>,
-    /// The public name to ask for [default: one that follows from the key and the target]
-    #[arg(long, env = "PORTAL_NAME", hide_env_values = true)]
-    pub(crate) name: Option<String>,
-    /// The public port to ask for, for tcp:// and udp:// [default: one that follows from the key and the target]
-    #[arg(long, env = "PORTAL_PORT", hide_env_values = true, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) port: Option<u16>,
+    #[command(flatten)]
+    pub(crate) service: ServiceArgs,
+    #[command(flatten)]
+    pub(crate) uplink: UplinkArgs,
     /// Where the relay of its own takes visitors [default: 127.0.0.1:8080, or the next free port]
     #[arg(
         long,
@@ -121,24 +119,24 @@ pub(crate) struct ExposeArgs {
         conflicts_with = "relay"
     )]
     pub(crate) http: Option<Listen>,
-    /// Serve names that start with a dot as well
-    #[arg(long, env = "PORTAL_HIDDEN", value_parser = FalseyValueParser::new(), hide_env_values = true)]
-    pub(crate) hidden: bool,
-    /// Fail instead of trying again if the relay does not answer or refuses
-    #[arg(long, env = "PORTAL_ONCE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
-    pub(crate) once: bool,
-    /// The most memory for connections and their buffers [default: 256M]
-    #[arg(long, value_name = "SIZE", env = "PORTAL_MEMORY", hide_env_values = true)]
-    pub(crate) memory: Option<MemorySize>,
-    /// The largest packet inside the tunnel, 1280 to 1420
-    #[arg(long, env = "PORTAL_MTU", default_value_t = portal_core::DEFAULT_MTU, hide_env_values = true,
-        value_parser = clap::value_parser!(u16).range(1280..=1420))]
-    pub(crate) mtu: u16,
+    #[command(flatten)]
+    pub(crate) check: CheckArgs,
+}
+
+/// Whether a command only looks at what it was given.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct CheckArgs {
+    /// Check flags, variables, files and keys, say what would be run, and end
+    #[arg(long, env = "PORTAL_CHECK", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    pub(crate) check: bool,
 }
 
 /// `portal relay`.
 #[derive(Args, Debug)]
 pub(crate) struct RelayArgs {
+    /// A file that sets what is not set by flags or variables
+    #[arg(long, value_name = "FILE", env = "PORTAL_CONFIG", hide_env_values = true)]
+    pub(crate) config: Option<PathBuf>,
     /// The domain under which names are given out, or the address of this machine if only ports are
     #[arg(long, env = "PORTAL_DOMAIN", hide_env_values = true)]
     pub(crate) domain: Option<Domain>,
@@ -178,6 +176,8 @@ pub(crate) struct RelayArgs {
     #[arg(long, env = "PORTAL_MTU", default_value_t = portal_core::DEFAULT_MTU, hide_env_values = true,
         value_parser = clap::value_parser!(u16).range(1280..=1420))]
     pub(crate) mtu: u16,
+    #[command(flatten)]
+    pub(crate) check: CheckArgs,
 }
 
 /// Who is served.

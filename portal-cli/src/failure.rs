@@ -33,6 +33,18 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    /// The same failure, with what it is about in front of it.
+    pub(crate) fn within(mut self, place: &impl fmt::Display) -> Self {
+        self.message = format!("{place}: {}", self.message);
+        self
+    }
+
+    /// The same failure as a line of a program that goes on.
+    pub(crate) fn as_problem(&self) -> String {
+        let text = self.to_string();
+        text.strip_prefix("error: ").unwrap_or(&text).to_owned()
+    }
+
     /// The code to end with.
     pub(crate) fn exit(&self) -> Exit {
         self.exit

@@ -1,4 +1,4 @@
-//! Files that must be whole or not there: written beside their place first, synced, then moved to it.
+//! Files that must be whole or not there: written beside their place first, synced, then moved to it. And lines in them.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -51,6 +51,11 @@ pub(crate) fn create(path: &Path, contents: &[u8]) -> io::Result<()> {
 /// Makes a directory for its owner only, with those above it.
 pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// The line, from 1 on, of a place in a file's text.
+pub(crate) fn line_of(text: &str, at: usize) -> usize {
+    text.bytes().take(at).filter(|&b| b == b'\n').count() + 1
 }
 
 fn write_beside(path: &Path, contents: &[u8]) -> io::Result<(PathBuf, File)> {

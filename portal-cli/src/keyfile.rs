@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use portal_core::identity::{KeyError, SecretKey};
+use portal_core::identity::{KeyError, PublicKey, SecretKey};
 
 use crate::failure::{Exit, Explain};
 use crate::files;
@@ -16,6 +16,15 @@ const MAX_FILE: u64 = 4096;
 /// Reads a key file.
 pub(crate) fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
     load_and_keep(path).map(|(secret, _)| secret)
+}
+
+/// The public half of a key file, if there is one.
+pub(crate) fn look(path: &Path) -> Result<Option<PublicKey>, KeyFileError> {
+    match load(path) {
+        Ok(secret) => Ok(Some(secret.public_key())),
+        Err(KeyFileError::Missing(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes a key file with a new key. Its directory must exist.

@@ -1,10 +1,12 @@
-//! The program: `portal expose`, `portal relay`, and what goes with them.
+//! The program: `portal expose`, `portal agent`, `portal relay`, and what goes with them.
 
 #[cfg(not(feature = "tokio"))]
 compile_error!("choose a runtime: the feature \"tokio\"");
 
+mod agent;
 mod cli;
 mod commands;
+mod config;
 mod embedded;
 mod failure;
 mod files;
@@ -19,27 +21,35 @@ mod values;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
-use self::cli::{Cli, Command};
+use self::cli::Command;
+use self::config::{Invocation, LoadError};
+use self::failure::Failure;
 
 fn main() -> ExitCode {
     process::hide_panics();
-    let cli = Cli::parse();
-    let ended = process::start_logging()
-        .map_err(Into::into)
-        .and_then(|()| match cli.command {
-            Command::Expose(args) => commands::expose::run(args, cli.output),
-            Command::Relay(args) => commands::relay::run(args, cli.output),
-            Command::Key(command) => commands::key::run(&command, cli.output),
-            Command::Grant(args) => commands::grant::grant(args, cli.output),
-            Command::Revoke(args) => commands::grant::revoke(&args, cli.output),
-        });
+    let ended = match Invocation::load() {
+        // Help and version come this way too.
+        Err(LoadError::CommandLine(error)) => error.exit(),
+        Err(LoadError::File(error)) => Err(error.into()),
+        Ok(invocation) => run(invocation),
+    };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             report::print_error(&failure.to_string());
             ExitCode::from(failure.exit() as u8)
         }
+    }
+}
+
+fn run(Invocation { cli, given }: Invocation) -> Result<(), Failure> {
+    process::start_logging()?;
+    match cli.command {
+        Command::Expose(args) => commands::expose::run(args, cli.output),
+        Command::Agent(args) => commands::agent::run(args, &given, cli.output),
+        Command::Relay(args) => commands::relay::run(args, &given, cli.output),
+        Command::Key(command) => commands::key::run(&command, cli.output),
+        Command::Grant(args) => commands::grant::grant(args, cli.output),
+        Command::Revoke(args) => commands::grant::revoke(&args, cli.output),
     }
 }

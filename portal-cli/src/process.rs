@@ -1,11 +1,11 @@
 //! What belongs to the process as a whole: its runtime, its log, its limits, its signals.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::panic;
 use std::time::Duration;
 
 use portal_runtime_tokio::Settings;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getpid, getrlimit, kill_process, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -57,7 +57,7 @@ pub(crate) fn start_logging() -> Result<(), ProcessError> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .with_ansi(io::stderr().is_terminal())
         .init();
     Ok(())
 }
@@ -119,6 +119,35 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// The signal that asks a service to read its files again.
+pub(crate) struct Hangups {
+    hangup: Signal,
+    on_terminal: bool,
+}
+
+impl Hangups {
+    /// Takes it over from the system's default, which is to die.
+    pub(crate) fn new() -> Result<Self, ProcessError> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup()).map_err(ProcessError::Runtime)?,
+            on_terminal: io::stdin().is_terminal(),
+        })
+    }
+
+    /// Waits for the next. If it is the terminal's own, sent as that was closed, the program is asked to end instead.
+    pub(crate) async fn recv(&mut self) {
+        loop {
+            self.hangup.recv().await;
+            if !self.on_terminal || io::stdin().is_terminal() {
+                return;
+            }
+            if let Err(error) = kill_process(getpid(), rustix::process::Signal::TERM) {
+                tracing::warn!(%error, "the terminal is closed");
+            }
         }
     }
 }

@@ -72,15 +72,44 @@ impl Offer {
     }
 
     /// The service's own name, from which its public name or port follows: the target as it was given, so that both
-    /// stay the same from one start to the next.
-    pub(crate) fn service_id(&self, key: &PublicKey) -> String {
-        if self.text.len() <= MAX_ID {
-            return self.text.clone();
+    /// stay the same from one start to the next. What is wished for tells services with one target apart.
+    pub(crate) fn service_id(&self, wish: Option<&str>) -> String {
+        let text = match wish {
+            Some(wish) => format!("{}#{wish}", self.text),
+            None => self.text.clone(),
+        };
+        if text.len() <= MAX_ID {
+            return text;
         }
-        let digest = derived_name(key, &self.text);
-        let end = self.text.floor_char_boundary(MAX_ID - digest.len() - 1);
-        format!("{}~{digest}", &self.text[..end])
+        // A digest of the text alone: any key would do, as long as it stays the same.
+        let digest = derived_name(&PublicKey::from_bytes([0; 32]), &text);
+        let end = text.floor_char_boundary(MAX_ID - digest.len() - 1);
+        format!("{}~{digest}", &text[..end])
     }
+}
+
+/// A service's own name, as a person gives it.
+pub(crate) fn service_id(text: &str) -> Result<String, IdError> {
+    match text.len() {
+        0 => Err(IdError::Empty),
+        1..=MAX_ID if text.chars().any(char::is_control) => Err(IdError::Control),
+        1..=MAX_ID => Ok(text.to_owned()),
+        length => Err(IdError::Length(length)),
+    }
+}
+
+/// Why a text is no name of a service.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum IdError {
+    /// Nothing.
+    #[error("it is empty")]
+    Empty,
+    /// It cannot be shown on one line.
+    #[error("it has control characters")]
+    Control,
+    /// No relay takes it.
+    #[error("it has {0} bytes, and may have {MAX_ID}")]
+    Length(usize),
 }
 
 /// Why a text is not a target.
@@ -310,17 +339,25 @@ mod tests {
 
     #[test]
     fn the_service_id_is_the_text_unless_that_is_too_long() {
-        let key = PublicKey::from_bytes([7; 32]);
         let offer = |text: String| Offer {
             text,
             kind: Kind::Http,
             place: Place::Files(".".into()),
         };
-        assert_eq!(offer("3000".into()).service_id(&key), "3000");
+        assert_eq!(offer("3000".into()).service_id(None), "3000");
+        assert_eq!(offer("3000".into()).service_id(Some("blog")), "3000#blog");
         let (one, other) = (offer("ä".repeat(100) + "1"), offer("ä".repeat(100) + "2"));
-        assert!(one.service_id(&key).len() <= MAX_ID);
-        assert_ne!(one.service_id(&key), other.service_id(&key));
-        assert_eq!(one.service_id(&key), one.service_id(&key));
+        assert!(one.service_id(None).len() <= MAX_ID);
+        assert_ne!(one.service_id(None), other.service_id(None));
+        assert_eq!(one.service_id(None), one.service_id(None));
+    }
+
+    #[test]
+    fn ids_of_people() {
+        assert_eq!(service_id("my blog"), Ok("my blog".into()));
+        assert_eq!(service_id(""), Err(IdError::Empty));
+        assert_eq!(service_id("a\nb"), Err(IdError::Control));
+        assert_eq!(service_id(&"x".repeat(129)), Err(IdError::Length(129)));
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! The values of flags that are more than a text: sizes, ranges of ports, addresses to listen on.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -124,6 +125,15 @@ impl FromStr for Domain {
             return Err(ValueError::Domain(text.to_owned()));
         }
         Ok(Self::Name(name))
+    }
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Address(address) => address.fmt(f),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+pub(crate) mod agent;
 pub(crate) mod expose;
 pub(crate) mod grant;
 pub(crate) mod key;

@@ -1,5 +1,9 @@
 //! `portal relay`: the public end, with what it remembers.
 
+mod check;
+mod reload;
+
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -10,9 +14,10 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 
 use crate::cli::{AccessMode, Output, RelayArgs};
+use crate::config::Given;
 use crate::failure::{Exit, Explain, Failure};
 use crate::keyfile;
-use crate::process::{self, Signals};
+use crate::process::{self, Hangups, Signals};
 use crate::report::relay::RelayReport;
 use crate::report::{Console, Say};
 use crate::sockets::{self, BindError};
@@ -33,11 +38,15 @@ const HTTP: u16 = 80;
 const HTTPS: u16 = 443;
 
 /// Runs the command until it is told to end.
-pub(crate) fn run(args: RelayArgs, output: Output) -> Result<(), Failure> {
-    let Some(domain) = args.domain else {
+pub(crate) fn run(args: RelayArgs, given: &Given, output: Output) -> Result<(), Failure> {
+    let Some(domain) = args.domain.clone() else {
         return Err(RelayError::NoDomain.into());
     };
     let state = StateDir::locate(args.state.state_dir.as_deref())?;
+    if args.check.check {
+        return check::check(&args, &domain, &state, output);
+    }
+    let addresses = Addresses::of(&args, &domain);
     state.make()?;
     let _lock = state.lock()?;
     let book = state.book()?;
@@ -45,19 +54,11 @@ pub(crate) fn run(args: RelayArgs, output: Output) -> Result<(), Failure> {
     let key_file = args.key.unwrap_or_else(|| state.file("relay.key"));
     let (secret, made) = keyfile::load_or_create(&key_file)?;
 
-    let any = |port: u16| -> SocketAddr { (std::net::Ipv6Addr::UNSPECIFIED, port).into() };
-    let udp = sockets::usable(args.udp.map_or_else(|| any(UDP), |listen| listen.0));
+    let udp = sockets::usable(addresses.udp);
     let socket = sockets::bind_udp(udp)?;
     let udp = socket.local_addr().map_err(RelayError::Runtime)?;
-    let (host, named) = match &domain {
-        Domain::Name(name) => (name.clone(), true),
-        Domain::Address(address) => (address.to_string(), false),
-    };
-    // Names cannot be given out below an address: without a domain only ports are served, unless asked for otherwise.
-    let ingress = |given: Option<Switch<Listen>>, port: u16| match given {
-        Some(switch) => switch.on().map(|listen| sockets::with_port(sockets::usable(listen.0))),
-        None => named.then(|| sockets::usable(any(port))),
-    };
+    let host = domain.to_string();
+    let tcp = |addr| sockets::with_port(sockets::usable(addr));
     let key = secret.public_key();
     let public_host = if host.contains(':') {
         format!("[{host}]")
@@ -65,8 +66,8 @@ pub(crate) fn run(args: RelayArgs, output: Output) -> Result<(), Failure> {
         host.clone()
     };
     let mut config = RelayConfig::new(secret, keyfile::random()?, public_host);
-    config.http = ingress(args.http, HTTP);
-    config.https = ingress(args.https, HTTPS);
+    config.http = addresses.http.map(tcp);
+    config.https = addresses.https.map(tcp);
     config.ports = args.ports.on().map(|range| range.0);
     config.ports_ip = udp.ip();
     config.access = access;
@@ -77,11 +78,7 @@ pub(crate) fn run(args: RelayArgs, output: Output) -> Result<(), Failure> {
     if let Some(memory) = args.memory {
         config.limits.memory = memory.0;
     }
-    let uri_host = match args.uri_host {
-        Some(Domain::Name(name)) => name,
-        Some(Domain::Address(address)) => address.to_string(),
-        None => host,
-    };
+    let uri_host = args.uri_host.map_or(host, |host| host.to_string());
     let uri = RelayUri {
         key,
         host: uri_host,
@@ -97,20 +94,46 @@ pub(crate) fn run(args: RelayArgs, output: Output) -> Result<(), Failure> {
         console.note("everybody is served: --access open");
     }
     let runtime = process::runtime()?;
-    let result = runtime.block_on(serve(config, socket, &uri, &state, book, args.access, &console));
+    let mode = Cell::new(args.access);
+    let result = runtime.block_on(serve(config, socket, &uri, &state, book, &mode, given, &console));
     process::end(runtime);
     console.finish();
     result
 }
 
+/// Where a relay is to listen, before the machine is asked.
+struct Addresses {
+    udp: SocketAddr,
+    http: Option<SocketAddr>,
+    https: Option<SocketAddr>,
+}
+
+impl Addresses {
+    fn of(args: &RelayArgs, domain: &Domain) -> Self {
+        let any = |port: u16| -> SocketAddr { (std::net::Ipv6Addr::UNSPECIFIED, port).into() };
+        // Names cannot be given out below an address: without a domain only ports are served, unless asked for otherwise.
+        let ingress = |given: &Option<Switch<Listen>>, port: u16| match given {
+            Some(switch) => switch.clone().on().map(|listen| listen.0),
+            None => matches!(domain, Domain::Name(_)).then(|| any(port)),
+        };
+        Self {
+            udp: args.udp.map_or_else(|| any(UDP), |listen| listen.0),
+            http: ingress(&args.http, HTTP),
+            https: ingress(&args.https, HTTPS),
+        }
+    }
+}
+
 /// Drives the relay until a signal.
+#[expect(clippy::too_many_arguments, reason = "called once, with what `run` has made")]
 async fn serve(
     config: RelayConfig,
     socket: std::net::UdpSocket,
     uri: &RelayUri,
     state: &StateDir,
     mut book: Book,
-    mode: AccessMode,
+    mode: &Cell<AccessMode>,
+    given: &Given,
     console: &Console,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
@@ -124,6 +147,8 @@ async fn serve(
     tokio::pin!(running);
     let answering = answer(control, handle.clone(), state.clone(), mode);
     tokio::pin!(answering);
+    let reloading = reload::at_hangups(Hangups::new()?, &handle, state, mode, given, console);
+    tokio::pin!(reloading);
     let mut write_at: Option<tokio::time::Instant> = None;
     let mut write_next = tokio::time::Instant::now();
     // One write at a time, or an older one could be the last to reach the disk.
@@ -136,6 +161,7 @@ async fn serve(
         tokio::select! {
             _ = &mut running => break,
             () = &mut answering => {}
+            () = &mut reloading => {}
             Some(event) = events.recv() => {
                 if book.note(&event) && write_at.is_none() {
                     write_at = Some((tokio::time::Instant::now() + WRITE_AFTER).max(write_next));
@@ -201,9 +227,9 @@ async fn ended(writing: &mut Option<JoinHandle<Result<(), StateError>>>) -> Resu
 }
 
 /// Answers `portal grant` and `portal revoke` for as long as the relay runs.
-async fn answer(control: ControlSocket, handle: Handle<Relay>, state: StateDir, mode: AccessMode) {
+async fn answer(control: ControlSocket, handle: Handle<Relay>, state: StateDir, mode: &Cell<AccessMode>) {
     loop {
-        let served = control.serve_one(async |_| match access(mode, &state) {
+        let served = control.serve_one(async |_| match access(mode.get(), &state) {
             Ok(access) => {
                 let open = access == Access::Open;
                 match handle.call(move |relay, now| relay.set_access(now, access)).await {

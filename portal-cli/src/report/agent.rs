@@ -1,5 +1,6 @@
 //! An agent's events as lines, and which of them end the program.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use portal_core::identity::PublicKey;
@@ -22,20 +23,36 @@ pub(crate) enum Verdict {
 /// Turns events into lines.
 #[derive(Debug)]
 pub(crate) struct AgentReport {
-    /// What is exposed, as the user wrote it.
-    target: String,
     relay: RelayUri,
     key: PublicKey,
+    /// There is one service, and the program ends with it.
+    sole: bool,
     /// Trouble with the relay is the end.
     once: bool,
-    /// The address that was printed last.
-    public: Option<String>,
+    /// By the agent's own names for them.
+    services: BTreeMap<String, ServiceReport>,
     connected_before: bool,
     connected: bool,
-    last_refusal: Option<(RefusalCode, String)>,
-    refusals: Throttle,
+    refusals: Refusals,
     silence: Throttle,
+}
+
+/// What was said about a service.
+#[derive(Debug)]
+struct ServiceReport {
+    /// What is exposed, as the user wrote it.
+    target: String,
+    /// The address that was printed last.
+    public: Option<String>,
+    refusals: Refusals,
     target_failures: Throttle,
+}
+
+/// Refusals of one thing.
+#[derive(Debug)]
+struct Refusals {
+    last: Option<(RefusalCode, String)>,
+    again: Throttle,
 }
 
 /// How often a refusal that has not changed is repeated.
@@ -44,20 +61,31 @@ const SILENCE_EVERY: Duration = Duration::from_secs(30);
 const TARGET_EVERY: Duration = Duration::from_secs(5);
 
 impl AgentReport {
-    pub(crate) fn new(target: String, relay: RelayUri, key: PublicKey, once: bool) -> Self {
+    pub(crate) fn new(relay: RelayUri, key: PublicKey, sole: bool, once: bool) -> Self {
         Self {
-            target,
             relay,
             key,
+            sole,
             once,
-            public: None,
+            services: BTreeMap::new(),
             connected_before: false,
             connected: false,
-            last_refusal: None,
-            refusals: Throttle::new(REFUSAL_EVERY),
+            refusals: Refusals::new(),
             silence: Throttle::new(SILENCE_EVERY),
-            target_failures: Throttle::new(TARGET_EVERY),
         }
+    }
+
+    /// What is exposed from now on: the services' own names, and their targets as the user wrote them.
+    pub(crate) fn set_services(&mut self, services: impl IntoIterator<Item = (String, String)>) {
+        let mut before = std::mem::take(&mut self.services);
+        self.services = services
+            .into_iter()
+            .map(|(id, target)| {
+                let mut service = before.remove(&id).unwrap_or_else(ServiceReport::new);
+                service.target = target;
+                (id, service)
+            })
+            .collect();
     }
 
     /// What to say about an event, and what to do.
@@ -92,26 +120,36 @@ impl AgentReport {
                 )));
             }
             AgentEvent::RelayRefused { code, message, .. } => return self.relay_refused(now, code, &message, say),
-            AgentEvent::Granted { public, .. } => self.granted(&public, say),
-            AgentEvent::Refused { code, message, .. } => return self.service_refused(now, code, &message, say),
-            AgentEvent::Revoked { message, .. } => {
+            AgentEvent::Granted { service, public } => self.granted(&service, &public, say),
+            AgentEvent::Refused { service, code, message } => {
+                return self.service_refused(now, &service, code, &message, say);
+            }
+            AgentEvent::Revoked { service, message } => {
+                let which = self.target_of(&service);
+                let which = if self.sole { "the service" } else { which };
                 say(Say::Problem(format!(
-                    "the relay has ended the service: {}",
+                    "the relay has ended {which}: {}",
                     foreign(&message)
                 )));
             }
-            AgentEvent::TargetFailed { target, error, .. } => self.target_failed(now, &target, error, say),
+            AgentEvent::TargetFailed { service, target, error } => {
+                self.target_failed(now, &service, &target, error, say);
+            }
             AgentEvent::VisitorLeft {
+                service,
                 visitor,
                 received,
                 sent,
                 finished,
-                ..
             } => {
                 let visitor = visitor.map_or_else(|| "a visitor".to_owned(), |visitor| visitor.to_string());
+                let of = match self.sole {
+                    true => String::new(),
+                    false => format!(" of {}", self.target_of(&service)),
+                };
                 let end = if finished { "" } else { ", broken off" };
                 say(Say::Note(format!(
-                    "{visitor}: {received} bytes received, {sent} sent{end}"
+                    "{visitor}{of}: {received} bytes received, {sent} sent{end}"
                 )));
             }
             _ => {}
@@ -119,17 +157,25 @@ impl AgentReport {
         Verdict::GoOn
     }
 
-    fn granted(&mut self, public: &str, say: &mut impl FnMut(Say)) {
-        self.last_refusal = None;
+    fn granted(&mut self, id: &str, public: &str, say: &mut impl FnMut(Say)) {
         self.refusals.reset();
-        let public = foreign(public);
-        if self.public.as_deref() == Some(public.as_str()) {
+        let Some(service) = self.services.get_mut(id) else {
+            return;
+        };
+        service.refusals.reset();
+        let (public, target) = (foreign(public), &service.target);
+        if service.public.as_deref() == Some(public.as_str()) {
             return;
         }
-        let result = json!({"event": "granted", "target": &self.target, "public": &public});
-        say(Say::Result(public.clone(), result));
-        say(Say::Note(format!("{} is at {public}; Ctrl-C ends it", self.target)));
-        self.public = Some(public);
+        let result = json!({"event": "granted", "service": id, "target": target, "public": &public});
+        let (line, end) = match self.sole {
+            true => (public.clone(), "; Ctrl-C ends it"),
+            // The address first: it has no spaces, a path may have some.
+            false => (format!("{public} {target}"), ""),
+        };
+        say(Say::Result(line, result));
+        say(Say::Note(format!("{target} is at {public}{end}")));
+        service.public = Some(public);
     }
 
     /// The relay cannot be reached.
@@ -167,7 +213,7 @@ impl AgentReport {
                 help: Some(help).filter(|help| !help.is_empty()),
             });
         }
-        if self.is_news(now, code, message) {
+        if self.refusals.is_news(now, code, message) {
             let help = if help.is_empty() {
                 help
             } else {
@@ -181,6 +227,7 @@ impl AgentReport {
     fn service_refused(
         &mut self,
         now: Instant,
+        id: &str,
         code: RefusalCode,
         message: &str,
         say: &mut impl FnMut(Say),
@@ -188,20 +235,29 @@ impl AgentReport {
         let cause = format!(
             "relay {} refuses to expose {}: {}",
             self.relay_name(),
-            self.target,
+            self.target_of(id),
             foreign(message)
         );
-        if self.once || !code.may_pass() {
+        // Other services may do well.
+        let passing = code.may_pass();
+        if self.once || self.sole && !passing {
             return Verdict::End(Hopeless { cause, help: None });
         }
-        if self.is_news(now, code, message) {
-            say(Say::Problem(format!("{cause}; trying again")));
+        let Some(service) = self.services.get_mut(id) else {
+            return Verdict::GoOn;
+        };
+        if service.refusals.is_news(now, code, message) {
+            let then = if passing { "; trying again" } else { "" };
+            say(Say::Problem(format!("{cause}{then}")));
         }
         Verdict::GoOn
     }
 
-    fn target_failed(&mut self, now: Instant, target: &Target, error: DialError, say: &mut impl FnMut(Say)) {
-        let Some(skipped) = self.target_failures.admit(now) else {
+    fn target_failed(&mut self, now: Instant, id: &str, target: &Target, error: DialError, say: &mut impl FnMut(Say)) {
+        let Some(service) = self.services.get_mut(id) else {
+            return;
+        };
+        let Some(skipped) = service.target_failures.admit(now) else {
             return;
         };
         let more = match skipped {
@@ -214,14 +270,9 @@ impl AgentReport {
         )));
     }
 
-    /// Whether this refusal has to be said: it is another one, or the last time was long ago.
-    fn is_news(&mut self, now: Instant, code: RefusalCode, message: &str) -> bool {
-        let refusal = (code, message.to_owned());
-        if self.last_refusal.as_ref() != Some(&refusal) {
-            self.refusals.reset();
-            self.last_refusal = Some(refusal);
-        }
-        self.refusals.admit(now).is_some()
+    /// A service's target as the user wrote it. One that was taken away a moment ago goes by its own name.
+    fn target_of<'a>(&'a self, id: &'a str) -> &'a str {
+        self.services.get(id).map_or(id, |service| &service.target)
     }
 
     fn relay_name(&self) -> String {
@@ -231,6 +282,42 @@ impl AgentReport {
             port,
         }
         .to_string()
+    }
+}
+
+impl ServiceReport {
+    fn new() -> Self {
+        Self {
+            target: String::new(),
+            public: None,
+            refusals: Refusals::new(),
+            target_failures: Throttle::new(TARGET_EVERY),
+        }
+    }
+}
+
+impl Refusals {
+    fn new() -> Self {
+        Self {
+            last: None,
+            again: Throttle::new(REFUSAL_EVERY),
+        }
+    }
+
+    /// Whether this refusal has to be said: it is another one, or the last time was long ago.
+    fn is_news(&mut self, now: Instant, code: RefusalCode, message: &str) -> bool {
+        let refusal = (code, message.to_owned());
+        if self.last.as_ref() != Some(&refusal) {
+            self.again.reset();
+            self.last = Some(refusal);
+        }
+        self.again.admit(now).is_some()
+    }
+
+    /// What was refused is granted: the next refusal is news.
+    fn reset(&mut self) {
+        self.last = None;
+        self.again.reset();
     }
 }
 
@@ -271,7 +358,21 @@ mod tests {
             host: "relay.test".into(),
             port: 51820,
         };
-        AgentReport::new("3000".into(), relay, PublicKey::from_bytes([2; 32]), once)
+        let mut report = AgentReport::new(relay, PublicKey::from_bytes([2; 32]), true, once);
+        report.set_services([("3000".into(), "3000".into())]);
+        report
+    }
+
+    /// As of `portal agent`.
+    fn report_of_several() -> AgentReport {
+        let mut report = AgentReport {
+            sole: false,
+            ..report(false)
+        };
+        report.set_services(
+            [("3000#blog", "3000"), ("site", "./my site")].map(|(id, target)| (id.into(), target.into())),
+        );
+        report
     }
 
     fn take(report: &mut AgentReport, now: Instant, event: AgentEvent) -> (Vec<Say>, Verdict) {
@@ -295,6 +396,54 @@ mod tests {
         assert!(take(&mut report, now, granted("http://a.test/")).0.is_empty());
         let (said, _) = take(&mut report, now, granted("http://b.test/"));
         assert!(matches!(&said[0], Say::Result(text, _) if text == "http://b.test/"));
+    }
+
+    #[test]
+    fn several_services_are_told_apart() {
+        let (mut report, now) = (report_of_several(), Instant::now());
+        let (said, _) = take(
+            &mut report,
+            now,
+            AgentEvent::Granted {
+                service: "site".into(),
+                public: "http://a.test/".into(),
+            },
+        );
+        let Say::Result(line, json) = &said[0] else { panic!() };
+        assert_eq!(line, "http://a.test/ ./my site");
+        assert_eq!(
+            json,
+            &json!({"event": "granted", "service": "site", "target": "./my site", "public": "http://a.test/"})
+        );
+        let refused = || AgentEvent::Refused {
+            service: "3000#blog".into(),
+            code: RefusalCode::NameInvalid,
+            message: "no".into(),
+        };
+        let (said, verdict) = take(&mut report, now, refused());
+        assert!(matches!(verdict, Verdict::GoOn));
+        let Say::Problem(text) = &said[0] else { panic!() };
+        assert!(text.contains("expose 3000: no") && !text.contains("again"), "{text}");
+        assert!(take(&mut report, now, refused()).0.is_empty(), "said once");
+        let mut once = AgentReport {
+            once: true,
+            ..report_of_several()
+        };
+        assert!(matches!(take(&mut once, now, refused()).1, Verdict::End(_)));
+    }
+
+    #[test]
+    fn a_service_that_stays_is_not_announced_again() {
+        let (mut report, now) = (report_of_several(), Instant::now());
+        let granted = |service: &str| AgentEvent::Granted {
+            service: service.into(),
+            public: "http://a.test/".into(),
+        };
+        assert_eq!(take(&mut report, now, granted("site")).0.len(), 2);
+        report.set_services([("site", "./my site"), ("new", "4000")].map(|(id, target)| (id.into(), target.into())));
+        assert!(take(&mut report, now, granted("site")).0.is_empty());
+        assert_eq!(take(&mut report, now, granted("new")).0.len(), 2);
+        assert!(take(&mut report, now, granted("3000#blog")).0.is_empty(), "it is gone");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Explain;
-use crate::files;
+use crate::files::{self, line_of};
 
 pub(crate) use self::book::{Book, RecentAgent};
 
@@ -265,14 +265,11 @@ fn read(path: &Path) -> Result<Option<String>, StateError> {
     }
 }
 
-fn line_of(text: &str, at: usize) -> usize {
-    text.bytes().take(at).filter(|&b| b == b'\n').count() + 1
-}
-
-/// Whether this user can keep files there, making the directory if need be.
+/// Whether this user can keep files there, or in a directory made there. Makes nothing.
 fn is_writable(path: &Path) -> bool {
     use rustix::fs::{Access, access};
-    files::create_directory(path).is_ok() && access(path, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+    let there = path.ancestors().find(|path| path.exists());
+    there.is_some_and(|path| path.is_dir() && access(path, Access::WRITE_OK | Access::EXEC_OK).is_ok())
 }
 
 #[cfg(test)]

@@ -1,0 +1,220 @@
+//! Runs an agent with its services: what `portal expose` and `portal agent` have in common.
+
+mod key;
+mod service;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use portal_core::uri::RelayUri;
+use portal_core::{Agent, AgentConfig, Kind, Limits, Target};
+use portal_runtime_tokio::{Driver, Handlers};
+use serde_json::json;
+use tokio::net::{TcpStream, UnixStream};
+
+pub(crate) use self::key::AgentKey;
+pub(crate) use self::service::Prepared;
+use crate::cli::{Output, UplinkArgs};
+use crate::failure::{Explain, Failure};
+use crate::process::{self, Signals};
+use crate::report::agent::{AgentReport, Hopeless, Verdict};
+use crate::report::{self, Console};
+use crate::{keyfile, sockets};
+
+/// How long the look at a target at the start may take.
+const PROBE: Duration = Duration::from_secs(2);
+
+/// An agent that is about to run.
+pub(crate) struct Plan {
+    /// What it calls itself, for people.
+    pub(crate) name: Option<String>,
+    pub(crate) relay: RelayUri,
+    pub(crate) key: AgentKey,
+    pub(crate) services: Vec<Prepared>,
+    /// Where its socket is.
+    pub(crate) bind: IpAddr,
+    pub(crate) limits: Limits,
+    pub(crate) mtu: u16,
+    /// It has one service and ends with it.
+    pub(crate) sole: bool,
+    /// Trouble with the relay is the end.
+    pub(crate) once: bool,
+}
+
+impl Plan {
+    /// Runs the agent until a signal, or until its relay makes it hopeless.
+    pub(crate) fn run(self, output: Output) -> Result<(), Failure> {
+        let key = self.key.secret.public_key();
+        let version = concat!("portal ", env!("CARGO_PKG_VERSION"));
+        let mut config = AgentConfig::new(self.key.secret.clone(), keyfile::random()?, self.relay.clone());
+        config.name = match &self.name {
+            Some(name) => format!("{name}, {version}"),
+            None => version.into(),
+        };
+        config.limits = self.limits;
+        config.mtu = self.mtu;
+        config.services = self.services.iter().map(Prepared::service).collect();
+        let handlers = self
+            .services
+            .iter()
+            .fold(Handlers::new(), |handlers, service| service.add_handler(handlers));
+        let socket = sockets::bind_udp(SocketAddr::new(self.bind, 0))?;
+
+        let console = Console::new(output);
+        let mut report = AgentReport::new(self.relay.clone(), key, self.sole, self.once);
+        report.set_services(
+            self.services
+                .iter()
+                .map(|service| (service.id(), service.text().to_owned())),
+        );
+        let runtime = process::runtime()?;
+        if let Some(path) = &self.key.made {
+            console.note(format!("a new key was made: {}", path.display()));
+        }
+        let result = runtime.block_on(async {
+            // A relay of the command's own goes without saying.
+            if !self.bind.is_loopback() {
+                console.note(format!(
+                    "exposing {} by relay {}, with the key {key}",
+                    texts(&self.services),
+                    place(&self.relay)
+                ));
+            }
+            for service in &self.services {
+                if service.kind() != Kind::Udp {
+                    tokio::spawn(probe(service.service().target, console.clone()));
+                }
+            }
+            serve(config, socket, handlers, report, &console).await
+        });
+        process::end(runtime);
+        console.finish();
+        result
+    }
+}
+
+/// What an agent may use at most.
+pub(crate) fn limits(args: &UplinkArgs) -> Limits {
+    let mut limits = Limits {
+        peers: 8,
+        ..Limits::default()
+    };
+    if let Some(memory) = args.memory {
+        limits.memory = memory.0;
+    }
+    limits
+}
+
+/// Says what would be run, having looked at the key too. Opens no socket and makes no file.
+pub(crate) fn check(uplink: &UplinkArgs, services: &[Prepared], output: Output) -> Result<(), Failure> {
+    let (file, key) = AgentKey::look(uplink.key.as_deref())?;
+    let relay = uplink.relay.as_ref().map(place);
+    let by = match &relay {
+        Some(relay) => format!("relay {relay}"),
+        None => "a relay of its own on this machine".into(),
+    };
+    let with = match &key {
+        Some(key) => format!("the key {key} ({})", file.display()),
+        None => format!("a new key, to be made in {}", file.display()),
+    };
+    let listed: Vec<_> = services
+        .iter()
+        .map(|service| json!({"id": service.id(), "target": service.text(), "kind": service.kind().to_string()}))
+        .collect();
+    report::print_result(
+        output,
+        &format!("ready to expose {} by {by}\nwith {with}", texts(services)),
+        &json!({
+            "event": "checked",
+            "services": listed,
+            "relay": relay.map(|relay| relay.to_string()),
+            "key": key,
+            "key_file": file.to_string_lossy(),
+        }),
+    );
+    Ok(())
+}
+
+/// Drives the agent.
+async fn serve(
+    config: AgentConfig,
+    socket: std::net::UdpSocket,
+    handlers: Handlers,
+    mut report: AgentReport,
+    console: &Console,
+) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let agent = Agent::new(Instant::now(), config);
+    let (driver, handle, mut events) =
+        Driver::new(agent, socket, process::settings(), handlers).map_err(AgentError::Runtime)?;
+    let running = driver.run();
+    tokio::pin!(running);
+    let mut hopeless: Option<Hopeless> = None;
+    loop {
+        tokio::select! {
+            _ = &mut running => break,
+            Some(event) = events.recv() => {
+                match report.take(Instant::now(), event, &mut |say| console.say(say)) {
+                    Verdict::GoOn => {}
+                    Verdict::End(reason) => {
+                        hopeless = Some(reason);
+                        handle.shutdown();
+                        handle.shutdown();
+                    }
+                }
+            }
+            () = signals.recv() => {
+                console.note("ending; a second signal ends at once");
+                handle.shutdown();
+            }
+        }
+    }
+    hopeless.map_or(Ok(()), |reason| Err(reason.into()))
+}
+
+/// Says at the start if nothing answers at the target: it may come later, but often the port is wrong.
+async fn probe(target: Target, console: Console) {
+    let reached = match &target {
+        Target::Host { host, port } => {
+            let connect = TcpStream::connect((host.as_str(), *port));
+            tokio::time::timeout(PROBE, connect)
+                .await
+                .map(|connected| connected.map(drop))
+        }
+        Target::Unix(path) => tokio::time::timeout(PROBE, UnixStream::connect(path))
+            .await
+            .map(|connected| connected.map(drop)),
+        _ => return,
+    };
+    let cause = match reached {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer".into(),
+    };
+    console.problem(format!(
+        "nothing takes connections at {target} now ({cause})\n  help: start the service, or check the address; visitors \
+         are let in as soon as it is there"
+    ));
+}
+
+/// The targets in one line.
+fn texts(services: &[Prepared]) -> String {
+    let texts: Vec<_> = services.iter().map(Prepared::text).collect();
+    texts.join(", ")
+}
+
+fn place(relay: &RelayUri) -> Target {
+    Target::Host {
+        host: relay.host.clone(),
+        port: relay.port,
+    }
+}
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+enum AgentError {
+    #[error("preparing the tunnel's socket: {0}")]
+    Runtime(std::io::Error),
+}
+
+impl Explain for AgentError {}

@@ -1,0 +1,58 @@
+//! `portal relay --check`: what would be run.
+
+use serde_json::json;
+
+use super::{Addresses, access};
+use crate::cli::{AccessMode, Output, RelayArgs};
+use crate::failure::Failure;
+use crate::state::StateDir;
+use crate::values::{Domain, Switch};
+use crate::{keyfile, report};
+
+/// Reads what the relay would read, and says what it would do. Opens no socket and makes no file.
+pub(super) fn check(args: &RelayArgs, domain: &Domain, state: &StateDir, output: Output) -> Result<(), Failure> {
+    state.book()?;
+    access(args.access, state)?;
+    let grants = state.grants()?.len();
+    let key_file = args.key.clone().unwrap_or_else(|| state.file("relay.key"));
+    let key = keyfile::look(&key_file)?;
+    let Addresses { udp, http, https } = Addresses::of(args, domain);
+    let switched = |addr: Option<std::net::SocketAddr>| addr.map_or("off".to_owned(), |addr| addr.to_string());
+    let ports = match &args.ports {
+        Switch::Off => "off".to_owned(),
+        Switch::On(range) => format!("{}-{}", range.0.start(), range.0.end()),
+    };
+    let served = match args.access {
+        AccessMode::Open => "everybody".to_owned(),
+        AccessMode::Granted if grants == 1 => "1 key with a grant".into(),
+        AccessMode::Granted => format!("{grants} keys with a grant"),
+    };
+    let with = match &key {
+        Some(key) => format!("the key {key} ({})", key_file.display()),
+        None => format!("a new key, to be made in {}", key_file.display()),
+    };
+    report::print_result(
+        output,
+        &format!(
+            "ready to serve {domain}: agents at {udp}, HTTP at {}, TLS at {}, ports {ports}\nfor {served}, with {with}, \
+             and its state in {}",
+            switched(http),
+            switched(https),
+            state.path().display()
+        ),
+        &json!({
+            "event": "checked",
+            "domain": domain.to_string(),
+            "udp": udp,
+            "http": http,
+            "https": https,
+            "ports": ports,
+            "open": args.access == AccessMode::Open,
+            "grants": grants,
+            "key": key,
+            "key_file": key_file.to_string_lossy(),
+            "state_dir": state.path().to_string_lossy(),
+        }),
+    );
+    Ok(())
+}
