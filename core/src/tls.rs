@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ServerSessionMemoryCache;
+use rustls::server::{ResolvesServerCert, ServerSessionMemoryCache, WantsServerCert};
 use rustls::time_provider::TimeProvider;
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, ServerConfig, ServerConnection,
-    SignatureScheme,
+    ClientConfig, ClientConnection, ConfigBuilder, DigitallySignedStruct, RootCertStore, ServerConfig,
+    ServerConnection, SignatureScheme,
 };
 
 pub use rustls::pki_types;
@@ -80,19 +80,30 @@ impl TlsAcceptor {
         key: PrivateKeyDer<'static>,
         protocols: &[&str],
     ) -> Result<Self, TlsError> {
-        let builder = ServerConfig::builder_with_details(provider(), Arc::clone(&clock.0) as _)
-            .with_safe_default_protocol_versions()
-            .map_err(TlsError::from)?;
-        let mut config = builder
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(TlsError::from)?;
+        let config = server(clock)?.with_single_cert(chain, key)?;
+        Ok(Self::with_config(config, clock, protocols))
+    }
+
+    /// Shows visitors what `resolver` chooses for the name that they ask for.
+    ///
+    /// # Errors
+    /// None that are known; rustls could mind its own defaults.
+    pub fn with_resolver(
+        clock: &TlsClock,
+        resolver: Arc<dyn ResolvesServerCert>,
+        protocols: &[&str],
+    ) -> Result<Self, TlsError> {
+        let config = server(clock)?.with_cert_resolver(resolver);
+        Ok(Self::with_config(config, clock, protocols))
+    }
+
+    fn with_config(mut config: ServerConfig, clock: &TlsClock, protocols: &[&str]) -> Self {
         config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         config.session_storage = ServerSessionMemoryCache::new(RESUMABLE);
-        Ok(Self {
+        Self {
             config: Arc::new(config),
             clock: clock.clone(),
-        })
+        }
     }
 
     pub(crate) fn start(&self) -> Result<(ServerConnection, TlsClock), TlsError> {
@@ -144,8 +155,7 @@ impl TlsConnector {
         let name = ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name(name.to_owned()))?;
         let provider = provider();
         let builder = ClientConfig::builder_with_details(Arc::clone(&provider), Arc::clone(&clock.0) as _)
-            .with_safe_default_protocol_versions()
-            .map_err(TlsError::from)?;
+            .with_safe_default_protocol_versions()?;
         let mut config = match trust {
             Trust::Roots(certificates) => {
                 let mut roots = RootCertStore::empty();
@@ -216,6 +226,14 @@ impl From<rustls::Error> for TlsError {
             other => Self::Other(other.to_string()),
         }
     }
+}
+
+fn server(clock: &TlsClock) -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, TlsError> {
+    Ok(
+        ServerConfig::builder_with_details(provider(), Arc::clone(&clock.0) as _)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth(),
+    )
 }
 
 fn provider() -> Arc<CryptoProvider> {

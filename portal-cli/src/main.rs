@@ -17,6 +17,7 @@ mod report;
 mod sockets;
 mod state;
 mod target;
+mod tls;
 mod values;
 
 use std::process::ExitCode;

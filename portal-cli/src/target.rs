@@ -15,8 +15,10 @@ use crate::values;
 pub(crate) struct Offer {
     /// As it was given.
     pub(crate) text: String,
-    /// What visitors speak.
+    /// What visitors speak, unless they are to speak something else.
     pub(crate) kind: Kind,
+    /// It is spoken to in TLS.
+    pub(crate) tls: bool,
     /// Where it is.
     pub(crate) place: Place,
 }
@@ -43,6 +45,7 @@ impl Offer {
         let offer = |kind, place| Self {
             text: lossy.clone().into_owned(),
             kind,
+            tls: false,
             place,
         };
         let Some(text) = given.to_str() else {
@@ -53,7 +56,10 @@ impl Offer {
         }
         if let Some((scheme, rest)) = text.split_once("://") {
             let (kind, target) = with_scheme(&scheme.to_ascii_lowercase(), rest)?;
-            return Ok(offer(kind, Place::Server(target)));
+            return Ok(Self {
+                tls: kind == Kind::Https,
+                ..offer(kind, Place::Server(target))
+            });
         }
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(offer(Kind::Http, Place::Server(unix(path)?)));
@@ -115,9 +121,6 @@ pub(crate) enum IdError {
 /// Why a text is not a target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TargetError {
-    /// TLS to the target is not there yet.
-    #[error("https://{0} cannot be exposed yet: portal does not speak TLS to its target")]
-    Https(String),
     /// No such scheme.
     #[error("{0}:// is not something that portal can expose")]
     Scheme(String),
@@ -150,12 +153,9 @@ pub(crate) enum TargetError {
 impl Explain for TargetError {
     fn help(&self) -> Option<String> {
         Some(match self {
-            Self::Https(rest) => format!(
-                "tls://{} passes TLS through to it, so that visitors see its own certificate; or expose its plain \
-                 HTTP port",
-                rest.trim_end_matches('/')
-            ),
-            Self::Scheme(_) => "use http://, tcp://, udp:// or tls:// in front of HOST:PORT, or unix:PATH".into(),
+            Self::Scheme(_) => {
+                "use http://, https://, tcp://, udp:// or tls:// in front of HOST:PORT, or unix:PATH".into()
+            }
             Self::Port(_) | Self::Host(_) => "write it like 3000, localhost:3000 or tcp://192.168.1.5:22".into(),
             Self::MissingPort(_) => "write HOST:PORT".into(),
             Self::Brackets(address) => format!("write [{address}]:PORT"),
@@ -182,11 +182,11 @@ impl Explain for TargetError {
 fn with_scheme(scheme: &str, rest: &str) -> Result<(Kind, Target), TargetError> {
     let (kind, usual_port) = match scheme {
         "http" => (Kind::Http, Some(80)),
+        "https" => (Kind::Https, Some(443)),
         "tls" => (Kind::Tls, Some(443)),
         "tcp" => (Kind::Tcp, None),
         "udp" => (Kind::Udp, None),
         "unix" => return Ok((Kind::Http, unix(rest)?)),
-        "https" => return Err(TargetError::Https(rest.to_owned())),
         _ => return Err(TargetError::Scheme(scheme.to_owned())),
     };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -280,6 +280,8 @@ mod tests {
             ("http://10.0.0.5:8000/", Kind::Http, "10.0.0.5:8000"),
             ("HTTP://box", Kind::Http, "box:80"),
             ("http://[::1]", Kind::Http, "[::1]:80"),
+            ("https://box", Kind::Https, "box:443"),
+            ("https://box:8443/", Kind::Https, "box:8443"),
             ("tls://box", Kind::Tls, "box:443"),
             ("tls://127.0.0.1:8443", Kind::Tls, "127.0.0.1:8443"),
             ("tcp://5432", Kind::Tcp, "127.0.0.1:5432"),
@@ -303,7 +305,6 @@ mod tests {
             ("70000", E::Port("70000".into())),
             ("localhost:99999", E::Port("99999".into())),
             ("./no-such-folder", E::NoFile("./no-such-folder".into())),
-            ("https://box:8443", E::Https("box:8443".into())),
             ("ftp://box", E::Scheme("ftp".into())),
             ("tcp://box", E::MissingPort("box".into())),
             ("tcp://", E::MissingPort("".into())),
@@ -318,12 +319,6 @@ mod tests {
             let is_missing = matches!(error, E::NoFile(_));
             assert_eq!(error.exit(), if is_missing { Exit::Failed } else { Exit::Misuse });
         }
-        assert!(
-            E::Https("box:8443/".into())
-                .help()
-                .unwrap()
-                .starts_with("tls://box:8443 ")
-        );
     }
 
     #[test]
@@ -342,6 +337,7 @@ mod tests {
         let offer = |text: String| Offer {
             text,
             kind: Kind::Http,
+            tls: false,
             place: Place::Files(".".into()),
         };
         assert_eq!(offer("3000".into()).service_id(None), "3000");
@@ -364,7 +360,7 @@ mod tests {
         #[test]
         fn any_text_is_handled(text in ".{0,40}", rest in "[a:@\\[\\]./0-9]{0,12}") {
             let _ = Offer::parse(OsStr::new(&text));
-            for scheme in ["http", "tcp", "tls", "udp", "unix"] {
+            for scheme in ["http", "https", "tcp", "tls", "udp", "unix"] {
                 let _ = Offer::parse(OsStr::new(&format!("{scheme}://{rest}")));
             }
         }

@@ -37,9 +37,9 @@ fn misuse_ends_with_code_2() {
     case(home, &["expose", "99999"], 2, &["99999", "1 to 65535"]);
     case(
         home,
-        &["expose", "https://127.0.0.1:8443"],
+        &["expose", "udp://127.0.0.1:53", "--kind", "https"],
         2,
-        &["https://127.0.0.1:8443", "tls://"],
+        &["--kind https", "udp://127.0.0.1:53"],
     );
     case(home, &["expose", "ftp://127.0.0.1:21"], 2, &["ftp://"]);
     case(home, &["expose", "tcp://127.0.0.1"], 2, &["port", "missing"]);

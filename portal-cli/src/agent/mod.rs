@@ -80,6 +80,9 @@ impl Plan {
                     place(&self.relay)
                 ));
             }
+            if let Some(authority) = self.services.iter().find_map(Prepared::authority) {
+                console.note(authority.advice());
+            }
             for service in &self.services {
                 if service.kind() != Kind::Udp {
                     tokio::spawn(probe(service.service().target, console.clone()));

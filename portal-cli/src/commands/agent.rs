@@ -38,9 +38,14 @@ pub(crate) fn run(args: AgentArgs, given: &Given, output: Output) -> Result<(), 
 fn services(args: &AgentArgs, given: &Given) -> Result<Vec<Prepared>, Failure> {
     let mut places: BTreeMap<String, &Place> = BTreeMap::new();
     let mut services = Vec::new();
+    let prepare = if args.check.check {
+        Prepared::look
+    } else {
+        Prepared::new
+    };
     for table in given.tables("service") {
         let args: ServiceArgs = table.parse()?;
-        let service = Prepared::new(&args).map_err(|failure| failure.within(&table.place))?;
+        let service = prepare(&args).map_err(|failure| failure.within(&table.place))?;
         if let Some(first) = places.insert(service.id(), &table.place) {
             return Err(ServicesError::Alike {
                 place: table.place.clone(),

@@ -12,7 +12,11 @@ use crate::process;
 
 /// Runs the command until it is told to end.
 pub(crate) fn run(args: ExposeArgs, output: Output) -> Result<(), Failure> {
-    let service = Prepared::new(&args.service)?;
+    let service = if args.check.check {
+        Prepared::look(&args.service)?
+    } else {
+        Prepared::new(&args.service)?
+    };
     let kind = service.kind();
     if matches!(kind, Kind::Tcp | Kind::Udp) && args.http.is_some() {
         return Err(ExposeError::Http(kind).into());
