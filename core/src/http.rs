@@ -134,6 +134,12 @@ pub fn response(status: u16, reason: &str, extra_headers: &[(&str, &str)], body:
     out.into_bytes()
 }
 
+/// What a visitor sees whose service cannot be reached.
+pub(crate) fn bad_gateway() -> Vec<u8> {
+    let text = "502 Bad Gateway: the service behind this address does not answer\n";
+    response(502, "Bad Gateway", &[], text)
+}
+
 /// How a client begins HTTP/2 (RFC 9113, section 3.4), as far as it looks like a request line.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 

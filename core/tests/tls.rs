@@ -254,6 +254,36 @@ fn a_handshake_that_stops_is_ended() {
 }
 
 #[test]
+fn a_target_that_is_down_is_said_within_tls() {
+    let (mut world, identity) = world(|_, service| service);
+    world.agents[0].behaviour.dial_error = Some(DialError::Refused);
+    let mut visitor = Speaker::visitor(&mut world, identity.client("web.tunnel.test", &["http/1.1"]));
+    visitor.say(b"GET / HTTP/1.1\r\nHost: web.tunnel.test\r\n\r\n");
+    talk(&mut world, &mut [&mut visitor], |world, speakers| {
+        speakers[0].received.ends_with(b"does not answer\n") && world.relays[0].sockets[&speakers[0].id].fin_received
+    });
+    assert!(visitor.received.starts_with(b"HTTP/1.1 502 "));
+    visitor.turn(&mut world);
+    assert!(visitor.error.is_none());
+    world.visitor(visitor.id).fin_to_send = true;
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.agents[0].machine.connection_count(), 0);
+
+    // HTTP/2 has no such short answer.
+    let mut visitor = Speaker::visitor(&mut world, identity.client("web.tunnel.test", &["h2"]));
+    talk(&mut world, &mut [&mut visitor], |world, speakers| {
+        world.relays[0].sockets[&speakers[0].id].reset
+    });
+    assert_eq!(visitor.received, b"");
+    // One that stops in its handshake is not waited for.
+    let mut visitor = Speaker::visitor(&mut world, identity.client("web.tunnel.test", &[]));
+    visitor.turn(&mut world);
+    world.run(Duration::from_secs(11));
+    assert_eq!(world.agents[0].machine.connection_count(), 0);
+    world.check_invariants();
+}
+
+#[test]
 fn a_service_without_a_certificate_lets_nobody_in() {
     let (mut world, identity) = world(|_, service| Service { tls: None, ..service });
     let mut visitor = Speaker::visitor(&mut world, identity.client("web.tunnel.test", &[]));

@@ -15,6 +15,7 @@ use self::uplink::Uplink;
 use crate::batch::TransmitBatch;
 use crate::control::RefusalCode;
 use crate::counters::Counters;
+use crate::http;
 use crate::identity::SecretKey;
 use crate::machine::{Action, DialError, ListenerId, Machine, Path, SocketEvent, StreamId, Target, UdpSocketRef};
 use crate::metrics;
@@ -266,7 +267,10 @@ impl Agent {
         };
         self.node.resources.counters.dials_failed += 1;
         self.node.event(event);
-        self.node.drop_stream(id, End::SocketFailed);
+        // Visitors of other kinds are told by the relay, or see a reset.
+        if !self.node.answer_in_tls(id, http::bad_gateway()) {
+            self.node.drop_stream(id, End::SocketFailed);
+        }
     }
 
     fn ended(&mut self, ended: &Ended<Joined>) {

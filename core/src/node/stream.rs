@@ -2,7 +2,7 @@
 //! takes it.
 
 use crate::machine::{Action, ByteStream, StreamId};
-use crate::node::tls::{CHUNK, Failed, Tls};
+use crate::node::tls::{CHUNK, Failed, Said, Tls};
 use crate::node::{Node, Owned};
 use crate::stack::{FlowId, Owner};
 use crate::table::Key;
@@ -27,6 +27,8 @@ pub(crate) struct Stream<X> {
     tls: Option<Box<Tls>>,
     /// Bytes for the socket made here, after which it is closed.
     answer: Option<Vec<u8>>,
+    /// What the visitor is told within its TLS, as there is no socket for it.
+    farewell: Option<Vec<u8>>,
     /// What is answered if the flow breaks before it brought a byte.
     on_broken: Option<fn() -> Vec<u8>>,
     read_wanted: bool,
@@ -96,6 +98,7 @@ impl<X> Stream<X> {
             lead: Vec::new(),
             tls: None,
             answer: None,
+            farewell: None,
             on_broken: None,
             read_wanted: false,
             read_ended: false,
@@ -355,11 +358,50 @@ impl<X, E> Node<X, E> {
             self.stream_deadlines.clear(id);
         }
         match pumped {
+            Ok(()) if stream.farewell.is_some() => {
+                self.say_farewell(id);
+                false
+            }
             Ok(()) => true,
             Err(failed) => {
                 self.tls_failed(id, failed);
                 false
             }
+        }
+    }
+
+    /// Tells a visitor whose TLS ends here, and for whom there is no socket, `page`, once its TLS has begun. False, having
+    /// done nothing, if its TLS does not end here.
+    pub(crate) fn answer_in_tls(&mut self, id: StreamId, page: Vec<u8>) -> bool {
+        let Some(stream) = self.streams.get_mut(key(id)) else {
+            return false;
+        };
+        if !stream.tls.as_ref().is_some_and(|tls| tls.ends_here()) {
+            return false;
+        }
+        stream.farewell = Some(page);
+        self.service(id);
+        true
+    }
+
+    /// Brings a farewell on its way. It goes with the handshake's own deadline if that does not end.
+    fn say_farewell(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(key(id)) else {
+            return;
+        };
+        let (Some(tls), Some(flow)) = (&mut stream.tls, stream.flow) else {
+            return;
+        };
+        let is_lost = self.stack.view(flow).is_none_or(|view| view.broken);
+        let page = stream.farewell.clone().unwrap_or_default();
+        match tls.say_farewell(&page) {
+            Said::NotYet if !is_lost => return,
+            Said::NotYet | Said::OtherProtocol => return self.remove_stream(id, true, End::SocketFailed),
+            Said::All => {}
+        }
+        let _ = tls.pump(self.latest, flow, &mut self.stack);
+        if tls.is_flow_closed() || is_lost {
+            self.remove_stream(id, is_lost, End::SocketFailed);
         }
     }
 

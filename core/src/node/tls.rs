@@ -42,6 +42,17 @@ pub(crate) enum Failed {
     Target { untrusted: bool },
 }
 
+/// What became of a farewell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// The handshake is under way.
+    NotYet,
+    /// It is on its way, or was before.
+    All,
+    /// The visitor has chosen a protocol in which it cannot be said.
+    OtherProtocol,
+}
+
 /// The most bytes taken in at a time: what one TLS record holds (RFC 8446, section 5.1).
 pub(crate) const CHUNK: usize = 16 * 1024;
 
@@ -91,6 +102,33 @@ impl Tls {
     /// Whether a handshake is under way.
     pub(crate) fn is_handshaking(&self) -> bool {
         self.sessions().any(|session| session.connection.is_handshaking())
+    }
+
+    /// Whether the visitor's TLS ends here.
+    pub(crate) fn ends_here(&self) -> bool {
+        self.visitor.is_some()
+    }
+
+    /// Says an HTTP/1.1 response in place of the target, and that nothing follows.
+    pub(crate) fn say_farewell(&mut self, page: &[u8]) -> Said {
+        match &self.visitor {
+            Some(visitor) if visitor.connection.is_handshaking() => Said::NotYet,
+            Some(visitor)
+                if visitor
+                    .connection
+                    .alpn_protocol()
+                    .is_some_and(|name| name != b"http/1.1") =>
+            {
+                Said::OtherProtocol
+            }
+            _ if self.target_ended => Said::All,
+            // Nothing else was said, so it fits.
+            _ => {
+                let _ = self.give_visitor(page);
+                self.socket_ended();
+                Said::All
+            }
+        }
     }
 
     /// Bytes for the socket.

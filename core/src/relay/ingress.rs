@@ -263,7 +263,7 @@ impl Relay {
         let (peer, service_port, public) = (lease.peer, lease.service_port, lease.public.clone());
         let is_http = matches!(&lease.place, Place::Name(Ingress::Http, _));
         let on_broken = match &lease.place {
-            Place::Name(Ingress::Http, _) => Some(bad_gateway as fn() -> Vec<u8>),
+            Place::Name(Ingress::Http, _) => Some(http::bad_gateway as fn() -> Vec<u8>),
             Place::Name(Ingress::Https, _) => Some((|| sni::ALERT_INTERNAL_ERROR.to_vec()) as fn() -> Vec<u8>),
             Place::Port(..) => None,
         };
@@ -333,10 +333,4 @@ impl Relay {
         }
         self.node.drop_stream(id, End::Dropped);
     }
-}
-
-/// What a visitor of an `http` lease sees if its service cannot be reached.
-fn bad_gateway() -> Vec<u8> {
-    let text = "502 Bad Gateway: the service behind this address does not answer\n";
-    http::response(502, "Bad Gateway", &[], text)
 }
