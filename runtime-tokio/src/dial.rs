@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use portal_core::{DialError, StreamId, UdpId};
@@ -34,9 +34,11 @@ const UNIX_RETRY_MAX: Duration = Duration::from_millis(200);
 type Handler = Arc<dyn Fn(UnixStream) + Send + Sync>;
 
 /// Targets inside the program, dialled by [`Target::Handler`](portal_core::Target::Handler): no port is opened for them.
+///
+/// Clones share one set, so a clone that is kept changes what a running driver can dial.
 #[derive(Clone, Default)]
 pub struct Handlers {
-    by_name: HashMap<String, Handler>,
+    by_name: Arc<RwLock<HashMap<String, Handler>>>,
 }
 
 impl Handlers {
@@ -46,26 +48,46 @@ impl Handlers {
         Self::default()
     }
 
-    /// Adds a handler. It is given the other end of each connection dialled under `name`, on the driver's task, so it
-    /// must not wait: it spawns a task and returns. When the driver ends, these connections end.
+    /// Adds a handler: see [`Handlers::set`].
     #[must_use]
-    pub fn with(mut self, name: impl Into<String>, handler: impl Fn(UnixStream) + Send + Sync + 'static) -> Self {
-        self.by_name.insert(name.into(), Arc::new(handler));
+    pub fn with(self, name: impl Into<String>, handler: impl Fn(UnixStream) + Send + Sync + 'static) -> Self {
+        self.set(name, handler);
         self
+    }
+
+    /// Adds a handler, in place of the one that has this name. It is given the other end of each connection dialled under
+    /// the name from now on, on the driver's task, so it must not wait: it spawns a task and returns. When the driver
+    /// ends, these connections end.
+    pub fn set(&self, name: impl Into<String>, handler: impl Fn(UnixStream) + Send + Sync + 'static) {
+        self.write().insert(name.into(), Arc::new(handler));
+    }
+
+    /// Takes away the handlers whose names do not pass. Connections that they were given go on.
+    pub fn retain(&self, mut keep: impl FnMut(&str) -> bool) {
+        self.write().retain(|name, _| keep(name));
     }
 
     /// Connects to a handler. Never waits.
     pub(crate) fn dial(&self, name: &str) -> Result<Socket, DialError> {
-        let handler = self.by_name.get(name).ok_or(DialError::Unsupported)?;
+        let handler = self.read().get(name).cloned().ok_or(DialError::Unsupported)?;
         let (ours, theirs) = UnixStream::pair().map_err(|error| dial_error(&error))?;
+        // Not under the lock: a handler may change the set.
         handler(theirs);
         Ok(Socket::Unix(ours))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<String, Handler>> {
+        self.by_name.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<String, Handler>> {
+        self.by_name.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for Handlers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.by_name.keys()).finish()
+        f.debug_set().entries(self.read().keys()).finish()
     }
 }
 
@@ -314,6 +336,19 @@ mod tests {
         assert_eq!(connect(&[closed, closed]).await.unwrap_err(), DialError::Refused);
         assert_eq!(connect(&[closed]).await.unwrap_err(), DialError::Refused);
         assert_eq!(connect(&[]).await.unwrap_err(), DialError::Unresolved);
+    }
+
+    #[tokio::test]
+    async fn handlers_change_for_those_who_hold_a_clone() {
+        let handlers = Handlers::new().with("old", drop);
+        let driver = handlers.clone();
+        assert!(driver.dial("old").is_ok());
+        assert_eq!(driver.dial("new").unwrap_err(), DialError::Unsupported);
+        let again = handlers.clone();
+        handlers.set("new", move |_| again.set("newer", drop));
+        handlers.retain(|name| name != "old");
+        assert!(driver.dial("new").is_ok() && driver.dial("newer").is_ok());
+        assert_eq!(driver.dial("old").unwrap_err(), DialError::Unsupported);
     }
 
     #[tokio::test]
