@@ -47,7 +47,7 @@ fn run(Invocation { cli, given }: Invocation) -> Result<(), Failure> {
     process::start_logging()?;
     match cli.command {
         Command::Expose(args) => commands::expose::run(args, cli.output),
-        Command::Agent(args) => commands::agent::run(args, &given, cli.output),
+        Command::Agent(args) => commands::agent::run(args, given, cli.output),
         Command::Relay(args) => commands::relay::run(args, &given, cli.output),
         Command::Key(command) => commands::key::run(&command, cli.output),
         Command::Grant(args) => commands::grant::grant(args, cli.output),

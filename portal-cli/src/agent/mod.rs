@@ -1,22 +1,25 @@
 //! Runs an agent with its services: what `portal expose` and `portal agent` have in common.
 
 mod key;
+mod reload;
 mod service;
 
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use portal_core::uri::RelayUri;
-use portal_core::{Agent, AgentConfig, Kind, Limits, Target};
+use portal_core::{Agent, AgentConfig, Kind, Limits, Service, Target};
 use portal_runtime_tokio::{Driver, Handlers};
 use serde_json::json;
 use tokio::net::{TcpStream, UnixStream};
 
 pub(crate) use self::key::AgentKey;
+pub(crate) use self::reload::{Again, Reload};
 pub(crate) use self::service::Prepared;
 use crate::cli::{Output, UplinkArgs};
 use crate::failure::{Explain, Failure};
-use crate::process::{self, Signals};
+use crate::process::{self, Hangups, Signals};
 use crate::report::agent::{AgentReport, Hopeless, Verdict};
 use crate::report::{self, Console};
 use crate::{keyfile, sockets};
@@ -35,8 +38,8 @@ pub(crate) struct Plan {
     pub(crate) bind: IpAddr,
     pub(crate) limits: Limits,
     pub(crate) mtu: u16,
-    /// It has one service and ends with it.
-    pub(crate) sole: bool,
+    /// How its services change while it runs. Without, it has one and ends with it.
+    pub(crate) reload: Option<Reload>,
     /// Trouble with the relay is the end.
     pub(crate) once: bool,
 }
@@ -54,19 +57,15 @@ impl Plan {
         config.limits = self.limits;
         config.mtu = self.mtu;
         config.services = self.services.iter().map(Prepared::service).collect();
-        let handlers = self
-            .services
-            .iter()
-            .fold(Handlers::new(), |handlers, service| service.add_handler(handlers));
+        let handlers = Handlers::new();
+        for service in &self.services {
+            service.add_handler(&handlers);
+        }
         let socket = sockets::bind_udp(SocketAddr::new(self.bind, 0))?;
 
         let console = Console::new(output);
-        let mut report = AgentReport::new(self.relay.clone(), key, self.sole, self.once);
-        report.set_services(
-            self.services
-                .iter()
-                .map(|service| (service.id(), service.text().to_owned())),
-        );
+        let mut report = AgentReport::new(self.relay.clone(), key, self.reload.is_none(), self.once);
+        report.set_services(self.services.iter().map(Prepared::named));
         let runtime = process::runtime()?;
         if let Some(path) = &self.key.made {
             console.note(format!("a new key was made: {}", path.display()));
@@ -83,12 +82,10 @@ impl Plan {
             if let Some(authority) = self.services.iter().find_map(Prepared::authority) {
                 console.note(authority.advice());
             }
-            for service in &self.services {
-                if service.kind() != Kind::Udp {
-                    tokio::spawn(probe(service.service().target, console.clone()));
-                }
+            for service in &config.services {
+                tokio::spawn(probe(service.clone(), console.clone()));
             }
-            serve(config, socket, handlers, report, &console).await
+            serve(config, socket, handlers, report, self.reload, &console).await
         });
         process::end(runtime);
         console.finish();
@@ -143,21 +140,34 @@ async fn serve(
     config: AgentConfig,
     socket: std::net::UdpSocket,
     handlers: Handlers,
-    mut report: AgentReport,
+    report: AgentReport,
+    reload: Option<Reload>,
     console: &Console,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
+    let report = RefCell::new(report);
+    let offered = config.services.clone();
     let agent = Agent::new(Instant::now(), config);
     let (driver, handle, mut events) =
-        Driver::new(agent, socket, process::settings(), handlers).map_err(AgentError::Runtime)?;
+        Driver::new(agent, socket, process::settings(), handlers.clone()).map_err(AgentError::Runtime)?;
     let running = driver.run();
     tokio::pin!(running);
+    let reload = reload.map(|reload| Hangups::new().map(|hangups| (reload, hangups)));
+    let reload = reload.transpose()?;
+    let reloading = async {
+        match reload {
+            Some((reload, hangups)) => reload.run(hangups, offered, &handle, &handlers, &report, console).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(reloading);
     let mut hopeless: Option<Hopeless> = None;
     loop {
         tokio::select! {
             _ = &mut running => break,
+            () = &mut reloading => {}
             Some(event) = events.recv() => {
-                match report.take(Instant::now(), event, &mut |say| console.say(say)) {
+                match report.borrow_mut().take(Instant::now(), event, &mut |say| console.say(say)) {
                     Verdict::GoOn => {}
                     Verdict::End(reason) => {
                         hopeless = Some(reason);
@@ -176,8 +186,11 @@ async fn serve(
 }
 
 /// Says at the start if nothing answers at the target: it may come later, but often the port is wrong.
-async fn probe(target: Target, console: Console) {
-    let reached = match &target {
+async fn probe(service: Service, console: Console) {
+    let target = &service.target;
+    let reached = match target {
+        // Nobody answers there until there is something to answer.
+        _ if service.kind == Kind::Udp => return,
         Target::Host { host, port } => {
             let connect = TcpStream::connect((host.as_str(), *port));
             tokio::time::timeout(PROBE, connect)

@@ -119,14 +119,23 @@ impl Prepared {
     }
 
     /// Adds the server of its files, if it has one, to what the agent can dial.
-    pub(crate) fn add_handler(&self, handlers: Handlers) -> Handlers {
-        let Some(folder) = self.folder.clone() else {
-            return handlers;
-        };
-        handlers.with(self.id(), move |connection: UnixStream| {
-            let folder = folder.clone();
-            tokio::spawn(async move { folder.serve(connection).await });
-        })
+    pub(super) fn add_handler(&self, handlers: &Handlers) {
+        if let Some(folder) = self.folder.clone() {
+            handlers.set(self.id(), move |connection: UnixStream| {
+                let folder = folder.clone();
+                tokio::spawn(async move { folder.serve(connection).await });
+            });
+        }
+    }
+
+    /// Whether it has a handler.
+    pub(super) fn is_served_here(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    /// Its own name, and the target as it was given.
+    pub(super) fn named(&self) -> (String, String) {
+        (self.id(), self.offer.text.clone())
     }
 
     /// Its own name among the services of its agent.

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
-use crate::agent::{self, AgentKey, Plan, Prepared};
-use crate::cli::{AgentArgs, Output, ServiceArgs};
-use crate::config::{Given, Place};
+use crate::agent::{self, Again, AgentKey, Plan, Prepared, Reload};
+use crate::cli::{AgentArgs, Command, Output, ServiceArgs};
+use crate::config::{Given, Invocation, Place};
 use crate::failure::{Exit, Explain, Failure};
 use crate::process;
 
 /// Runs the command until it is told to end.
-pub(crate) fn run(args: AgentArgs, given: &Given, output: Output) -> Result<(), Failure> {
-    let services = services(&args, given)?;
+pub(crate) fn run(args: AgentArgs, given: Given, output: Output) -> Result<(), Failure> {
+    let services = services(&args, &given)?;
     let Some(relay) = args.uplink.relay.clone() else {
         return Err(ServicesError::NoRelay(args.config).into());
     };
@@ -28,10 +28,22 @@ pub(crate) fn run(args: AgentArgs, given: &Given, output: Output) -> Result<(), 
         services,
         bind: Ipv6Addr::UNSPECIFIED.into(),
         mtu: args.uplink.mtu,
-        sole: false,
+        reload: Some(Reload { given, read }),
         once: args.uplink.once,
     };
     plan.run(output)
+}
+
+/// Reads the file again.
+fn read() -> Result<Again, Failure> {
+    let Invocation { cli, given } = Invocation::load()?;
+    let Command::Agent(args) = cli.command else {
+        unreachable!("the command line stays the same");
+    };
+    Ok(Again {
+        services: services(&args, &given)?,
+        given,
+    })
 }
 
 /// The services of the file, each one that can be run, and told apart. Blocks on the file system.

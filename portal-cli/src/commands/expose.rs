@@ -47,7 +47,7 @@ pub(crate) fn run(args: ExposeArgs, output: Output) -> Result<(), Failure> {
         },
         limits,
         mtu: args.uplink.mtu,
-        sole: true,
+        reload: None,
         once: args.uplink.once,
     };
     let result = plan.run(output);

@@ -7,7 +7,7 @@ use portal_runtime_tokio::Handle;
 
 use super::access;
 use crate::cli::{AccessMode, Command};
-use crate::config::{Given, Invocation};
+use crate::config::{Given, Invocation, read_at_hangup};
 use crate::failure::Failure;
 use crate::process::Hangups;
 use crate::report::Console;
@@ -33,39 +33,29 @@ pub(super) async fn at_hangups(
     console: &Console,
 ) {
     loop {
-        hangups.recv().await;
-        let reading = tokio::task::spawn_blocking({
-            let state = state.clone();
-            move || read(&state)
-        });
-        // It is never cancelled, and a panic ends the process.
-        let Ok(read) = reading.await else {
-            continue;
+        let state = state.clone();
+        let Reloaded {
+            mode: new,
+            access,
+            given: again,
+        } = read_at_hangup(&mut hangups, console, move || read(&state)).await;
+        mode.set(new);
+        let served = match &access {
+            Access::Open => "everybody is served".to_owned(),
+            Access::Granted(grants) if grants.len() == 1 => "1 key with a grant is served".into(),
+            Access::Granted(grants) => format!("{} keys with a grant are served", grants.len()),
         };
-        match read {
-            Ok(reloaded) => {
-                let access = reloaded.access;
-                mode.set(reloaded.mode);
-                let served = match &access {
-                    Access::Open => "everybody is served".to_owned(),
-                    Access::Granted(grants) => format!("{} keys with a grant are served", grants.len()),
-                };
-                if handle
-                    .call(move |relay, now| relay.set_access(now, access))
-                    .await
-                    .is_err()
-                {
-                    return std::future::pending().await;
-                }
-                console.note(format!("read again: {served}"));
-                if let Some(text) = given.needs_restart(&reloaded.given, &APPLIED) {
-                    console.problem(text);
-                }
-            }
-            Err(failure) => console.problem(format!(
-                "what was to be read again cannot be used, so all stays as it is: {}",
-                failure.as_problem()
-            )),
+        if handle
+            .call(move |relay, now| relay.set_access(now, access))
+            .await
+            .is_err()
+        {
+            // The relay has ended, and so does whoever waits for this.
+            return std::future::pending().await;
+        }
+        console.note(format!("read again: {served}"));
+        if let Some(text) = given.needs_restart(&again, &APPLIED) {
+            console.problem(text);
         }
     }
 }
