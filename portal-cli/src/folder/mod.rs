@@ -1,9 +1,10 @@
-//! Serves a folder, or one file, over HTTP/1.1 on connections that are handed in.
+//! Serves a folder, or one file, over HTTP/1.1 and HTTP/2 on connections that are handed in.
 //!
 //! Visitors are strangers. What they can have is decided in two places: `path` takes a request's path apart, and `open`
 //! lets nothing through that does not really lie inside the root. Hard links are the files they are: one that lies
 //! inside the root is served, wherever else it lies.
 
+mod connection;
 mod listing;
 mod open;
 mod page;
@@ -13,7 +14,6 @@ mod stall;
 mod tests;
 
 use std::{
-    convert::Infallible,
     ffi::{OsStr, OsString},
     fs::Metadata,
     io,
@@ -25,19 +25,16 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode,
+    HeaderMap, Method, Request, Response, StatusCode, Version,
     header::{
         ALLOW, CONTENT_TYPE, ETAG, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
         LAST_MODIFIED, LOCATION, RANGE, X_CONTENT_TYPE_OPTIONS,
     },
     http::request::Parts,
-    server::conn::http1,
-    service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
 };
 use tower_http::services::ServeFile;
@@ -45,14 +42,14 @@ use tower_http::services::ServeFile;
 use self::{
     open::{Opened, Refusal, Root},
     path::RequestPath,
-    stall::Stalling,
 };
 
-/// How long a visitor may take over a request's head, and how long a connection may idle between requests.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a file that are read at once. A visitor of HTTP/2 has one such piece for each request that is open.
+const PIECE: usize = 64 * 1024;
+const PIECE_HTTP2: usize = 16 * 1024;
 
-/// Bytes that one connection may buffer in each direction: the longest request head, and one piece of a file.
-const BUFFER: usize = 64 * 1024;
+/// Paths that are looked up at once. A visitor of HTTP/2 can take requests back faster than a disk answers them.
+const LOOKUPS: usize = 16;
 
 /// Listings that are made at once. The reads of files share the threads that this takes.
 const LISTINGS: usize = 4;
@@ -77,6 +74,7 @@ struct Shared {
     /// The name to serve the root under, if the root is a file.
     single: Option<OsString>,
     listings: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
 }
 
 impl Folder {
@@ -120,11 +118,12 @@ impl Folder {
                 root,
                 single,
                 listings: Arc::new(Semaphore::new(LISTINGS)),
+                lookups: Arc::new(Semaphore::new(LOOKUPS)),
             }),
         })
     }
 
-    /// Answers the requests of one connection until it ends.
+    /// Answers the requests of one connection until it ends, in the version of HTTP that it begins with.
     ///
     /// Takes a runtime with time enabled. The time for a request's head is bounded, as is the time that a response may
     /// wait to be read. How a connection ends is nobody's error but the visitor's, so that it is only logged.
@@ -132,21 +131,7 @@ impl Folder {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service = service_fn(|request| async {
-            let (head, _) = request.into_parts();
-            Ok::<_, Infallible>(self.answer(&head).await)
-        });
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(BUFFER)
-            // Some clients close their side as soon as they have asked.
-            .half_close(true)
-            .serve_connection(TokioIo::new(Stalling::new(connection)), service)
-            .await;
-        if let Err(error) = served {
-            tracing::debug!(%error, "folder connection ended early");
-        }
+        connection::serve(self, connection).await;
     }
 
     async fn answer(&self, head: &Parts) -> Response<Body> {
@@ -165,7 +150,8 @@ impl Folder {
     async fn find(&self, head: &Parts) -> Result<Response<Body>, Refusal> {
         let wanted = RequestPath::parse(head.uri.path()).ok_or(Refusal::NotFound)?;
         let shared = Arc::clone(&self.shared);
-        let (wanted, found) = blocking(move || shared.locate(&wanted).map(|found| (wanted, found))).await?;
+        let turn = turn(&shared.lookups).await?;
+        let (wanted, found) = blocking(turn, move || shared.locate(&wanted).map(|found| (wanted, found))).await?;
         match found {
             Found::File(opened, name) => file(head, &opened, &name).await,
             Found::Listing(opened) => self.list(wanted, opened).await,
@@ -174,12 +160,9 @@ impl Folder {
     }
 
     async fn list(&self, wanted: RequestPath, opened: Opened) -> Result<Response<Body>, Refusal> {
-        let turn = Arc::clone(&self.shared.listings).acquire_owned().await;
-        let turn = turn.map_err(|closed| Refusal::Failed(io::Error::other(closed)))?;
+        let turn = turn(&self.shared.listings).await?;
         let shared = Arc::clone(&self.shared);
-        let document = blocking(move || {
-            // Given back when the work is done, even if the visitor has gone before.
-            let _turn = turn;
+        let document = blocking(turn, move || {
             listing::render(&shared.root, &opened, &wanted.below).map_err(Refusal::at_contents)
         });
         Ok(page::response(StatusCode::OK, document.await?))
@@ -292,27 +275,28 @@ async fn file(head: &Parts, opened: &Opened, name: &OsStr) -> Result<Response<Bo
     if let Some(range) = single_range(head) {
         let unchanged = match head.headers.get(IF_RANGE) {
             None => true,
-            Some(validator) => is_current(
-                validator,
-                &send(&head.method, conditions.clone(), opened).await?,
-                opened,
-            ),
+            Some(validator) => is_current(validator, &send(head, conditions.clone(), opened).await?, opened),
         };
         if unchanged {
             conditions.insert(RANGE, range.clone());
         }
     }
-    let mut response = send(&head.method, conditions, opened).await?;
+    let mut response = send(head, conditions, opened).await?;
     describe(&mut response, tag, name);
     Ok(response)
 }
 
 /// Has tower-http read the file, which it finds by the path that leads to what was opened.
-async fn send(method: &Method, headers: HeaderMap, opened: &Opened) -> Result<Response<Body>, Refusal> {
+async fn send(head: &Parts, headers: HeaderMap, opened: &Opened) -> Result<Response<Body>, Refusal> {
     let mut request = Request::new(());
-    *request.method_mut() = method.clone();
+    *request.method_mut() = head.method.clone();
     *request.headers_mut() = headers;
+    let piece = match head.version {
+        Version::HTTP_2 => PIECE_HTTP2,
+        _ => PIECE,
+    };
     let response = ServeFile::new(opened.path())
+        .with_buf_chunk_size(piece)
         .try_call(request)
         .await
         .map_err(Refusal::at_contents)?;
@@ -435,8 +419,22 @@ fn refused(refusal: Refusal) -> Response<Body> {
     }
 }
 
-/// Runs what blocks on the file system away from the runtime's thread.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
+/// Waits for leave to block.
+async fn turn(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Refusal> {
+    let turn = Arc::clone(turns).acquire_owned().await;
+    turn.map_err(|closed| Refusal::Failed(io::Error::other(closed)))
+}
+
+/// Runs what blocks on the file system away from the runtime's thread. The turn is given back when the work is done, even
+/// if the visitor has gone before.
+async fn blocking<T: Send + 'static>(
+    turn: OwnedSemaphorePermit,
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let work = move || {
+        let _turn = turn;
+        work()
+    };
     spawn_blocking(work)
         .await
         .unwrap_or_else(|failed| Err(Refusal::Failed(io::Error::other(failed))))

@@ -1,5 +1,7 @@
 //! Raw requests over an in-memory connection, against a folder that has something to steal beside it.
 
+mod http2;
+
 use std::{
     fs,
     future::Future,
@@ -557,7 +559,7 @@ fn nobody_is_waited_for_without_end() {
             .await
             .unwrap();
         served.await.unwrap();
-        assert_eq!(begin.elapsed().as_secs(), HEAD_TIMEOUT.as_secs());
+        assert_eq!(begin.elapsed().as_secs(), connection::HEAD_TIMEOUT.as_secs());
 
         let begin = Instant::now();
         let (mut client, served) = site.connect(1024);
