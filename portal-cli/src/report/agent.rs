@@ -329,6 +329,10 @@ pub(crate) fn target_help(error: DialError) -> &'static str {
         DialError::Unresolved => "check the spelling of the host, and this machine's DNS",
         DialError::TimedOut | DialError::Unreachable => "check the address, and that no firewall is in between",
         DialError::PermissionDenied => "run portal as a user who may connect to it",
+        DialError::Untrusted => {
+            "name its root certificates with --target-ca, or believe it as it is with --target-insecure"
+        }
+        DialError::Tls => "if it speaks plain HTTP, write the target as http://",
         DialError::Exhausted => "raise the limit of open files (ulimit -n)",
         _ => "check that it takes connections",
     }
