@@ -62,6 +62,8 @@ counters! {
     refused_half_open,
     /// Control channels refused because the peer has as many as it may.
     refused_channels,
+    /// Control channels refused because their key is a plain peer's.
+    refused_plain_key,
     /// Visitor connections accepted.
     visitors_accepted,
     /// Visitor connections refused because one source has as many as it may.

@@ -149,6 +149,47 @@ impl FromStr for SecretKey {
     }
 }
 
+/// A secret that two peers share on top of their keys, as `wg genpsk` makes it: recorded traffic stays closed to whoever
+/// may break Curve25519 one day (WireGuard paper, section 5.2).
+#[derive(Clone, PartialEq, Eq)]
+pub struct PresharedKey([u8; KEY_LEN]);
+
+impl PresharedKey {
+    /// The key with these bytes, which should come from the system's random generator.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The key's bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The text for a key file, as `wg genpsk` prints it, without a line end.
+    #[must_use]
+    pub fn to_base64(&self) -> String {
+        STANDARD.encode(self.0)
+    }
+}
+
+/// Says that there is a key, never which.
+impl fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresharedKey(..)")
+    }
+}
+
+/// Reads what `wg genpsk` wrote; white space around it is ignored.
+impl FromStr for PresharedKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        decode(&STANDARD, text.trim(), 44, KeyError::NotBase64).map(Self)
+    }
+}
+
 /// Why a text is not a key. Never repeats the text: it may be a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -63,4 +63,7 @@ pub use machine::{
     UdpSocketRef,
 };
 pub use node::{DEFAULT_MTU, Limits, StreamMut};
-pub use relay::{Access, Binding, Census, Grant, Ingress, Relay, RelayConfig, RelayEvent, VisitorEnd};
+pub use relay::{
+    Access, Binding, Census, Grant, Ingress, PlainLease, PlainPeer, PlainPeerError, Relay, RelayConfig, RelayEvent,
+    VisitorEnd,
+};

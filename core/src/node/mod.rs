@@ -250,7 +250,7 @@ impl<X, E> Node<X, E> {
             match event {
                 WgEvent::Up(peer) => self.stack.resume(peer),
                 WgEvent::Dropped(peer) => self.stack.lose_flows(peer, &mut self.resources),
-                WgEvent::Called(_) | WgEvent::Moved(_) => {}
+                WgEvent::Down(_) | WgEvent::Called(_) | WgEvent::Moved(_) => {}
             }
             return Some(NodeEvent::Tunnel(event));
         }

@@ -265,6 +265,17 @@ impl<X, E> Node<X, E> {
         self.remove_stream(id, true, end);
     }
 
+    /// Ends a stream whose flow is of no use, with a page if its visitor can be told that way.
+    pub(crate) fn break_stream(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get(key(id)) else {
+            return;
+        };
+        if let (Some(page), 0) = (stream.on_broken, stream.to_socket) {
+            return self.answer(id, page());
+        }
+        self.drop_stream(id, End::FlowBroken);
+    }
+
     /// Brings both sides of a stream to where they can be: asks for bytes, passes ends on, and ends it.
     pub(crate) fn service(&mut self, id: StreamId) {
         if !self.pump_tls(id) {
@@ -297,11 +308,7 @@ impl<X, E> Node<X, E> {
             None => (view.can_receive, view.remote_fin),
         };
         if view.broken && !can_receive {
-            if let (Some(page), 0) = (stream.on_broken, stream.to_socket) {
-                return self.answer(id, page());
-            }
-            self.drop_stream(id, End::FlowBroken);
-            return;
+            return self.break_stream(id);
         }
         if !stream.prefix.is_empty() && view.can_send {
             let sent = self.stack.send(flow, &stream.prefix);

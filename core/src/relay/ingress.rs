@@ -35,7 +35,7 @@ impl fmt::Display for Ingress {
 }
 
 /// How visitors of a kind of service come in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Way {
     /// By the name that they ask for.
     Shared(Ingress),
@@ -260,7 +260,7 @@ impl Relay {
             self.node.resources.counters.refused_visitor_lease += 1;
             return self.node.drop_stream(id, End::Dropped);
         }
-        let (peer, service_port, public) = (lease.peer, lease.service_port, lease.public.clone());
+        let (peer, service_port, public, via) = (lease.peer, lease.service_port, lease.public.clone(), lease.via);
         let is_http = matches!(&lease.place, Place::Name(Ingress::Http, _));
         let on_broken = match &lease.place {
             Place::Name(Ingress::Http, _) => Some(http::bad_gateway as fn() -> Vec<u8>),
@@ -287,7 +287,9 @@ impl Relay {
             unique_id: Some(unique_id),
         };
         let mut prefix = Vec::new();
-        header.encode(&mut prefix);
+        if via.takes_proxy_header() {
+            header.encode(&mut prefix);
+        }
         self.node.stream_deadlines.clear(id);
         let node = &mut self.node;
         match node.stack.connect(
@@ -299,7 +301,10 @@ impl Relay {
             BufferClass::LARGEST,
             &mut node.resources,
         ) {
-            Ok(flow) => self.node.join(id, flow, prefix, on_broken),
+            Ok(flow) => {
+                self.node.join(id, flow, prefix, on_broken);
+                self.await_plain_peer(now, id, peer);
+            }
             Err(error) => {
                 if is_http {
                     let text = format!("503 Service Unavailable: {error}\n");
@@ -325,6 +330,9 @@ impl Relay {
 
     /// A visitor took too long to say what it wants, or to close after it was answered.
     pub(super) fn visitor_overdue(&mut self, id: StreamId) {
+        if self.plain_overdue(id) {
+            return;
+        }
         let Some(stream) = self.node.stream(id) else {
             return;
         };

@@ -39,6 +39,8 @@ pub(crate) struct Lease {
     pub(crate) place: Place,
     /// The port inside the tunnel to which its flows go.
     pub(crate) service_port: u16,
+    /// Who serves it.
+    pub(crate) via: Via,
     /// How people reach it.
     pub(crate) public: String,
     /// Its own listener, for the kinds that have one.
@@ -47,6 +49,24 @@ pub(crate) struct Lease {
     pub(crate) active: bool,
     /// Connections to it.
     pub(crate) visitors: u32,
+}
+
+/// Who is at the other end of a lease's flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    /// An agent, which reads a PROXY header.
+    Agent,
+    /// A plain WireGuard peer: its leases are the configuration's, whatever grants say.
+    Plain {
+        /// Its service reads a PROXY header.
+        proxy_header: bool,
+    },
+}
+
+impl Via {
+    pub(crate) fn takes_proxy_header(self) -> bool {
+        matches!(self, Self::Agent | Self::Plain { proxy_header: true })
+    }
 }
 
 /// What is leased.

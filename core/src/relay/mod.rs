@@ -4,6 +4,7 @@ mod access;
 mod datagrams;
 mod ingress;
 mod leases;
+mod plain;
 mod register;
 mod sessions;
 
@@ -15,6 +16,7 @@ use std::time::Instant;
 use self::datagrams::VisitorAssociations;
 use self::ingress::{Listener, Role, Visitor};
 use self::leases::Leases;
+use self::plain::PlainPeers;
 use self::sessions::Sessions;
 use crate::batch::TransmitBatch;
 use crate::budget::BufferClass;
@@ -32,6 +34,7 @@ use crate::wg::{PeerId, WgEvent};
 pub use self::access::{Access, Grant};
 pub use self::ingress::Ingress;
 pub use self::leases::Binding;
+pub use self::plain::{PlainLease, PlainPeer, PlainPeerError};
 
 /// What a relay is to be.
 #[derive(Clone, Debug)]
@@ -52,6 +55,8 @@ pub struct RelayConfig {
     pub ports_ip: IpAddr,
     /// Who is served.
     pub access: Access,
+    /// WireGuard peers that are no agents. See [`RelayConfig::check_plain_peers`].
+    pub plain_peers: Vec<PlainPeer>,
     /// Names and ports that belong to keys from earlier runs.
     pub bindings: Vec<Binding>,
     /// Agents of an earlier run and where they were: they are called at the start, so that they need not wait for their
@@ -84,6 +89,7 @@ impl RelayConfig {
             ports: None,
             ports_ip: IpAddr::from([0, 0, 0, 0]),
             access: Access::Granted(Vec::new()),
+            plain_peers: Vec::new(),
             bindings: Vec::new(),
             recent: Vec::new(),
             mtu: DEFAULT_MTU,
@@ -163,12 +169,47 @@ pub enum RelayEvent {
     },
     /// A name or port belongs to a key from now on: keep it for [`RelayConfig::bindings`].
     Bound(Binding),
-    /// An agent is at a new address: keep it for [`RelayConfig::recent`].
+    /// An agent or a plain peer is at a new address: keep it for [`RelayConfig::recent`].
     AgentAt {
         /// Its key.
         key: PublicKey,
         /// Where it is.
         remote: SocketAddr,
+    },
+    /// The tunnel to a plain peer is up.
+    PeerUp {
+        /// Its key.
+        key: PublicKey,
+        /// Where it is.
+        remote: SocketAddr,
+    },
+    /// A plain peer is at a new address, its tunnel up.
+    PeerMoved {
+        /// Its key.
+        key: PublicKey,
+        /// Where it is.
+        remote: SocketAddr,
+    },
+    /// Nothing was heard of a plain peer for so long that its last session has ended.
+    PeerDown {
+        /// Its key.
+        key: PublicKey,
+    },
+    /// The port of a plain peer's lease could not be opened: the lease has ended.
+    PeerPortFailed {
+        /// Its key.
+        key: PublicKey,
+        /// TCP or UDP.
+        transport: Transport,
+        /// Where.
+        addr: SocketAddr,
+        /// Why.
+        error: io::ErrorKind,
+    },
+    /// The plain peers cannot be as they are configured, and so some or all are not there.
+    PlainPeersRefused {
+        /// Why.
+        error: PlainPeerError,
     },
     /// A visitor's connection has ended.
     VisitorLeft {
@@ -207,6 +248,7 @@ pub struct Relay {
     listeners: Table<Listener>,
     leases: Leases,
     sessions: Sessions,
+    plain: PlainPeers,
     sources: Map<IpAddr, u32>,
     associations: VisitorAssociations,
     closing: bool,
@@ -226,6 +268,7 @@ impl Relay {
                 config.bindings.clone(),
             ),
             sessions: Sessions::new(),
+            plain: PlainPeers::default(),
             sources: Map::with_hasher(node.random.hasher()),
             associations: VisitorAssociations::new(config.limits.associations, &mut node.random),
             closing: false,
@@ -237,7 +280,11 @@ impl Relay {
                 relay.listen(Role::Shared(ingress), addr, Transport::Tcp);
             }
         }
+        relay.add_plain_peers(now);
         for (key, remote) in std::mem::take(&mut relay.config.recent) {
+            if relay.node.wg.knows(&key) {
+                continue;
+            }
             let path = Path { remote, local_ip: None };
             if relay.config.access.admits(&key).is_ok()
                 && let Some(peer) = relay.node.wg.add_peer(now, key, Some(path), &mut relay.node.resources)
@@ -359,6 +406,7 @@ impl Relay {
                     Ingress::Https => self.config.https = Some(local),
                 }
                 self.node.event(RelayEvent::Listening { ingress, local });
+                self.announce_plain_names(ingress);
             }
             Some(Role::Port(lease)) => self.announce(lease),
             None => {}
@@ -409,7 +457,10 @@ impl Relay {
         match event {
             WgEvent::Moved(peer) if self.sessions.has(peer) => self.note_address(peer),
             WgEvent::Dropped(peer) => self.forget_peer(peer),
-            WgEvent::Moved(_) | WgEvent::Up(_) | WgEvent::Called(_) => {}
+            WgEvent::Up(peer) => self.plain_up(peer),
+            WgEvent::Down(peer) => self.plain_down(peer),
+            WgEvent::Moved(peer) => self.plain_moved(peer),
+            WgEvent::Called(_) => {}
         }
     }
 

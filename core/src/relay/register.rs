@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::access::Refusal;
 use super::ingress::{Ingress, Role, Way};
-use super::leases::{Lease, LeaseId, Place};
+use super::leases::{Lease, LeaseId, Place, Via};
 use super::sessions::FIRST_SERVICE_PORT;
 use super::{Relay, RelayEvent};
 use crate::control::{Kind, RefusalCode, ToAgent};
@@ -49,6 +49,9 @@ impl Relay {
             return;
         };
         lease.listener = None;
+        if lease.via != Via::Agent {
+            return self.plain_port_failed(id, error);
+        }
         let (peer, service, kind, asked) = (lease.peer, lease.service.clone(), lease.kind, lease.asked.1);
         let Place::Port(transport, port) = lease.place else {
             return;
@@ -132,6 +135,7 @@ impl Relay {
             asked: (name.map(str::to_owned), port),
             place: place.clone(),
             service_port,
+            via: Via::Agent,
             public,
             listener: None,
             active: false,
@@ -163,6 +167,7 @@ impl Relay {
         let uncovered: Vec<_> = self
             .leases
             .iter()
+            .filter(|(_, lease)| lease.via == Via::Agent)
             .filter_map(|(id, lease)| {
                 let (name, port) = (lease.asked.0.as_deref(), lease.asked.1);
                 let refusal = self.config.access.allows(&lease.key, lease.kind, name, port).err()?;
@@ -204,7 +209,7 @@ impl Relay {
         })
     }
 
-    fn public_address(&self, kind: Kind, place: &Place) -> Result<String, Refusal> {
+    pub(super) fn public_address(&self, kind: Kind, place: &Place) -> Result<String, Refusal> {
         let domain = &self.config.domain;
         Ok(match place {
             Place::Port(transport, port) => format!("{transport}://{domain}:{port}"),

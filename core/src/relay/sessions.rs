@@ -263,7 +263,8 @@ impl Relay {
         };
         let remote = self.node.wg.path(peer).map(|path| path.remote);
         let refusal = if version == VERSION {
-            self.config.access.admits(&key).err()
+            self.refuses_plain(peer, &key)
+                .or_else(|| self.config.access.admits(&key).err())
         } else {
             let message =
                 format!("this relay speaks version {VERSION}, the agent version {version}: update the older one");

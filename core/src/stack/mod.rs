@@ -350,6 +350,8 @@ impl Stack {
         };
         flow.orphan();
         if reset {
+            // The other end has seen a SYN at most, and nothing can be sent: there is no reason to keep it.
+            flow.lost |= !flow.inbound && !flow.seen.established && self.schedule.is_paused(flow.peer);
             flow.seen.aborted = true;
             flow.socket_mut().abort();
         } else if !flow.seen.local_fin {
@@ -475,6 +477,9 @@ impl Stack {
         };
         if flow.is_half_open() {
             self.half_open -= 1;
+        }
+        if flow.queued && self.schedule.leave(flow.peer, id) {
+            self.unreachable.clear(flow.peer);
         }
         self.by_key.remove(&flow.key);
         self.timers.clear(id);

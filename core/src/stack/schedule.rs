@@ -87,6 +87,23 @@ impl Schedule {
         }
     }
 
+    /// A flow of a peer that cannot send is no more. Returns whether that was the peer's last: then it waits no longer.
+    pub(super) fn leave(&mut self, peer: PeerId, flow: FlowId) -> bool {
+        let Some(turns) = self.peers.get_mut(&peer).filter(|turns| turns.paused) else {
+            return false;
+        };
+        turns.flows.retain(|&other| other != flow);
+        let is_last = turns.flows.is_empty();
+        if is_last {
+            self.peers.remove(&peer);
+        }
+        is_last
+    }
+
+    pub(super) fn is_paused(&self, peer: PeerId) -> bool {
+        self.peers.get(&peer).is_some_and(|turns| turns.paused)
+    }
+
     /// The peer is no longer known.
     pub(super) fn forget(&mut self, peer: PeerId) {
         self.peers.remove(&peer);

@@ -100,6 +100,8 @@ pub(crate) struct Wg {
 pub(crate) enum WgEvent {
     /// A peer that had no usable session has one.
     Up(PeerId),
+    /// A peer's last session has ended without another one.
+    Down(PeerId),
     /// A peer started a handshake, so perhaps it has forgotten what we knew of each other.
     Called(PeerId),
     /// A peer's path is new or has changed.
@@ -388,6 +390,9 @@ impl Wg {
         }
         if ready && !peer.ready {
             self.events.push_back(WgEvent::Up(id));
+        }
+        if !ready && peer.ready {
+            self.events.push_back(WgEvent::Down(id));
         }
         peer.ready = ready;
         if peer.expired && peer.pinned {

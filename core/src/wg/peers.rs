@@ -8,7 +8,7 @@ use boringtun::noise::Tunn;
 use boringtun::x25519;
 
 use super::{PEER_CHARGE, Peer, PeerId, Wg, WgEvent};
-use crate::identity::PublicKey;
+use crate::identity::{PresharedKey, PublicKey};
 use crate::machine::Path;
 use crate::resources::Resources;
 
@@ -19,6 +19,18 @@ impl Wg {
         &mut self,
         now: Instant,
         key: PublicKey,
+        path: Option<Path>,
+        resources: &mut Resources,
+    ) -> Option<PeerId> {
+        self.add_peer_sharing(now, key, None, path, resources)
+    }
+
+    /// The same for a peer that may share a secret with us. What a known peer shares does not change.
+    pub(crate) fn add_peer_sharing(
+        &mut self,
+        now: Instant,
+        key: PublicKey,
+        shared: Option<&PresharedKey>,
         path: Option<Path>,
         resources: &mut Resources,
     ) -> Option<PeerId> {
@@ -45,7 +57,7 @@ impl Wg {
         let tunn = Tunn::new(
             self.secret.clone(),
             x25519::PublicKey::from(*key.as_bytes()),
-            None,
+            shared.map(|shared| *shared.as_bytes()),
             None,
             index,
             Some(Arc::clone(&self.unlimited)),
@@ -94,6 +106,11 @@ impl Wg {
         if let Some(peer) = self.peers.get_mut(id.0) {
             peer.path = Some(path);
         }
+    }
+
+    /// Whether there is a peer with this key.
+    pub(crate) fn knows(&self, key: &PublicKey) -> bool {
+        self.by_key.contains_key(key)
     }
 
     pub(crate) fn key(&self, id: PeerId) -> Option<PublicKey> {
