@@ -1,7 +1,8 @@
 //! Relays and agents on one virtual clock, with the network and the kernel sockets around them.
 //!
 //! A [`World`] holds any number of relays and agents. Each agent sits behind its own [`Nat`] and its own pair of links
-//! ([`Netem`]), and each machine has scripted kernel sockets ([`Socket`]): visitors at a relay, targets at an agent. The
+//! ([`Netem`]), and each machine has scripted kernel sockets ([`Socket`]): visitors at a relay, targets at an agent. A [`PlainHost`] is in an
+//! agent's place without any code of the core. The
 //! clock moves only to the next thing that is due, so hours pass in milliseconds.
 //!
 //! What sockets send can be *modelled*: its bytes follow from a connection's number and their place, and a [`Ledger`]
@@ -26,6 +27,7 @@ mod host;
 mod ledger;
 mod nat;
 mod netem;
+mod plain;
 mod random;
 mod setup;
 mod socket;
@@ -39,9 +41,11 @@ pub use host::{Behaviour, Host, TargetScript};
 pub use ledger::{Ledger, Opening, Role, Side, SideId};
 pub use nat::Nat;
 pub use netem::{Counts, Impairments, Loss, Netem};
+pub use plain::{Connection, PlainHost};
 pub use random::Random;
 pub use setup::{
-    DOMAIN, VISITOR_ADDR, agent_addr, agent_config, agent_key, key, relay_addr, relay_config, relay_key, service,
+    DOMAIN, VISITOR_ADDR, agent_addr, agent_config, agent_key, key, plain_addr, relay_addr, relay_config, relay_key,
+    service,
 };
 pub use socket::{Pace, Socket};
 pub use trace::{Record, Trace};

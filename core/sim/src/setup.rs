@@ -23,6 +23,12 @@ pub fn agent_addr(agent: usize) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, 7 + low_byte(agent)], 40000))
 }
 
+/// The address that plain peer number `plain` begins with.
+#[must_use]
+pub fn plain_addr(plain: usize) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 101 + low_byte(plain)], 51820))
+}
+
 /// A key that is the same in every run.
 #[must_use]
 pub fn key(byte: u8) -> SecretKey {

@@ -48,6 +48,11 @@ impl World {
                     self.route(host, to, bytes);
                 }
             }
+            for number in 0..self.plain.len() {
+                let datagrams = self.plain[number].turn(self.now);
+                any |= !datagrams.is_empty();
+                self.route_plain(number, datagrams);
+            }
             if !any {
                 return;
             }
@@ -65,7 +70,12 @@ impl World {
         let links = links.flatten().min();
         let relays = self.relays.iter_mut().filter_map(|host| host.next_due()).min();
         let agents = self.agents.iter_mut().filter_map(|host| host.next_due()).min();
-        [links, relays, agents].into_iter().flatten().min()
+        let plain = self.plain.iter().flat_map(|host| {
+            let links = [host.up.poll_timeout(), host.down.poll_timeout()];
+            links.into_iter().chain([host.next_due()])
+        });
+        let plain = plain.flatten().min();
+        [links, relays, agents, plain].into_iter().flatten().min()
     }
 
     /// Moves the clock to the next thing due, at most to `end`. False if that was reached.

@@ -8,14 +8,16 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use portal_core::identity::{PresharedKey, SecretKey};
 use portal_core::{Agent, AgentConfig, AgentEvent, Kind, Relay, RelayConfig, RelayEvent, Service};
 
 use crate::host::{Behaviour, Host};
 use crate::ledger::Ledger;
 use crate::nat::Nat;
 use crate::netem::{Counts, Impairments, Netem};
+use crate::plain::PlainHost;
 use crate::random::Random;
-use crate::setup::{agent_addr, agent_config, relay_addr, relay_config, service};
+use crate::setup::{agent_addr, agent_config, plain_addr, relay_addr, relay_config, relay_key, service};
 use crate::trace::Trace;
 use crate::udp::UdpLedger;
 
@@ -31,6 +33,8 @@ pub struct World {
     pub agents: Vec<Host<Agent>>,
     /// Where each agent is, and how it is joined to its relay.
     pub sites: Vec<Site>,
+    /// Plain WireGuard peers, by number.
+    pub plain: Vec<PlainHost>,
     /// The model of all connections whose bytes are modelled.
     pub ledger: Ledger,
     /// The model of UDP visitors.
@@ -123,6 +127,7 @@ impl World {
             relays: Vec::new(),
             agents: Vec::new(),
             sites: Vec::new(),
+            plain: Vec::new(),
             ledger: Ledger::default(),
             udp: UdpLedger::default(),
             trace: Trace::default(),
@@ -192,6 +197,24 @@ impl World {
             up: Netem::new(link.clone(), self.random.u64()),
             down: Netem::new(link, self.random.u64()),
         });
+        number
+    }
+
+    /// Adds a plain WireGuard peer that calls a relay and echoes on these TCP ports; returns its number. What the relay
+    /// has to know of it is the caller's to configure.
+    pub fn add_plain(&mut self, secret: SecretKey, shared: Option<PresharedKey>, relay: usize, ports: &[u16]) -> usize {
+        let number = self.plain.len();
+        let addr = plain_addr(number);
+        self.externals.insert(addr);
+        let link = Impairments {
+            latency: Duration::from_millis(10),
+            mtu: 1500,
+            ..Impairments::default()
+        };
+        let links = [link.clone(), link].map(|link| Netem::new(link, self.random.u64()));
+        let relay = (self.relays[relay].addr, relay_key(relay).public_key());
+        let host = PlainHost::new(self.start, secret, shared, addr, relay, ports, links);
+        self.plain.push(host);
         number
     }
 

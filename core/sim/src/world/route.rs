@@ -72,6 +72,9 @@ impl World {
         match host {
             HostId::Agent(agent) => self.sites[agent].up.handle_datagram(now, len, packet),
             HostId::Relay(relay) => {
+                if let Some(plain) = self.plain.iter_mut().find(|plain| plain.addr == to) {
+                    return plain.down.handle_datagram(now, len, packet);
+                }
                 let mut sites = self.sites.iter_mut();
                 match sites.find(|site| site.relay == relay && site.nat.external() == to) {
                     Some(site) => site.down.handle_datagram(now, len, packet),
@@ -100,6 +103,39 @@ impl World {
                 }
             }
             self.finish(&mut run);
+        }
+        any | self.deliver_plain()
+    }
+
+    /// A plain peer sends datagrams to its relay.
+    pub(super) fn route_plain(&mut self, number: usize, datagrams: Vec<Vec<u8>>) {
+        let now = self.now;
+        let plain = &mut self.plain[number];
+        let (from, to) = (plain.addr, plain.relay);
+        for bytes in datagrams {
+            let len = bytes.len() + HEADERS;
+            plain.up.handle_datagram(now, len, Packet { from, to, bytes });
+        }
+    }
+
+    fn deliver_plain(&mut self) -> bool {
+        let mut any = false;
+        for number in 0..self.plain.len() {
+            while let Some(packet) = self.plain[number].up.poll_datagram(self.now) {
+                any = true;
+                let Some(relay) = self.relays.iter().position(|relay| relay.addr == packet.to) else {
+                    self.unroutable += 1;
+                    continue;
+                };
+                let mut run = None;
+                self.join(&mut run, HostId::Relay(relay), &packet);
+                self.finish(&mut run);
+            }
+            let plain = &mut self.plain[number];
+            while let Some(packet) = plain.down.poll_datagram(self.now) {
+                any = true;
+                plain.take(self.now, &packet.bytes);
+            }
         }
         any
     }
