@@ -514,6 +514,11 @@ fn conflicts_are_errors_that_name_both() {
         ..port(Kind::Udp)
     };
     refused(&with(vec![header], vec![]), &[a], &["udp", "PROXY"]);
+    refused(
+        &with(vec![lease(Kind::Https, Some("shop"), None, 80)], vec![]),
+        &[a],
+        &["https", "the kind tls"],
+    );
     let mut config = with(vec![shop()], vec![]);
     config.http = None;
     refused(&config, &[a], &["start it with --http"]);

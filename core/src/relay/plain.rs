@@ -15,7 +15,7 @@ use super::leases::{Lease, LeaseId, Place, Via};
 use super::{Relay, RelayConfig, RelayEvent};
 use crate::control::{Kind, RefusalCode};
 use crate::identity::{PresharedKey, PublicKey};
-use crate::machine::{Path, StreamId, Transport};
+use crate::machine::{Path, StreamId};
 use crate::names::{LabelError, check_label};
 use crate::wg::PeerId;
 
@@ -94,7 +94,9 @@ pub enum PlainPeerError {
         error: LabelError,
     },
     /// TLS for an `https` lease ends at the agent, and this is none.
-    #[error("the plain peer {0} has an https lease, but it is no agent that could end TLS: let its service do that, with the kind tls")]
+    #[error(
+        "the plain peer {0} has an https lease, but it is no agent that could end TLS: let its service do that, with the kind tls"
+    )]
     NoTls(PublicKey),
     /// Port 0 stands for no port.
     #[error("the plain peer {0} has a lease with port 0")]
@@ -279,9 +281,7 @@ impl Relay {
             .leases
             .iter()
             .filter(|(_, lease)| {
-                lease.via != Via::Agent
-                    && !lease.active
-                    && matches!(lease.place, Place::Name(at, _) if at == ingress)
+                lease.via != Via::Agent && !lease.active && matches!(lease.place, Place::Name(at, _) if at == ingress)
             })
             .map(|(id, lease)| (id, lease.kind, lease.place.clone()))
             .collect();
