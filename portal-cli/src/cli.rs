@@ -1,7 +1,9 @@
 //! The command line.
 
 mod agent;
+mod peer;
 mod service;
+mod wg_conf;
 
 use std::path::PathBuf;
 
@@ -12,7 +14,9 @@ use portal_core::identity::{KeyError, PublicKey};
 use portal_core::names::LabelPattern;
 
 pub(crate) use self::agent::{AgentArgs, UplinkArgs};
+pub(crate) use self::peer::{LeaseArgs, PeerArgs};
 pub(crate) use self::service::ServiceArgs;
+pub(crate) use self::wg_conf::WgConfArgs;
 use crate::values::{Domain, Listen, MemorySize, PortRange, Switch};
 
 /// Puts a service that runs behind a NAT on a public address.
@@ -71,6 +75,12 @@ pub(crate) enum Command {
     Grant(GrantArgs),
     /// On the relay: serve a key no longer; its connections end
     Revoke(RevokeArgs),
+    /// Print the wg-quick file for a plain WireGuard peer in an agent's place
+    ///
+    /// The kernel, wireguard-go or a phone can serve visitors without a portal of its own: its service listens on its
+    /// overlay address. The relay's file names the peer in a [[peer]] table.
+    #[command(after_help = wg_conf::EXAMPLES)]
+    WgConf(WgConfArgs),
 }
 
 const EXPOSE_EXAMPLES: &str = "\

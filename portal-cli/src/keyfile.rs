@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use portal_core::identity::{KeyError, PublicKey, SecretKey};
+use portal_core::identity::{KeyError, PresharedKey, PublicKey, SecretKey};
 
 use crate::failure::{Exit, Explain};
 use crate::files;
@@ -16,6 +17,15 @@ const MAX_FILE: u64 = 4096;
 /// Reads a key file.
 pub(crate) fn load(path: &Path) -> Result<SecretKey, KeyFileError> {
     load_and_keep(path).map(|(secret, _)| secret)
+}
+
+/// Reads a file with what two peers share on top of their keys.
+pub(crate) fn load_shared(path: &Path) -> Result<PresharedKey, KeyFileError> {
+    match load_and_keep(path) {
+        Ok((shared, _)) => Ok(shared),
+        Err(KeyFileError::Missing(path)) => Err(KeyFileError::MissingShared(path)),
+        Err(error) => Err(error),
+    }
 }
 
 /// The public half of a key file, if there is one.
@@ -63,7 +73,7 @@ pub(crate) fn load_or_create(path: &Path) -> Result<(SecretKey, bool), KeyFileEr
 /// Reserves a key for this process for as long as the file is kept open. Two agents with one key would take the tunnel
 /// away from each other for ever.
 pub(crate) fn reserve(path: &Path) -> Result<File, KeyFileError> {
-    let (_, file) = load_and_keep(path)?;
+    let (_, file) = load_and_keep::<SecretKey>(path)?;
     match file.try_lock() {
         Err(std::fs::TryLockError::WouldBlock) => Err(KeyFileError::InUse(path.to_owned())),
         // File systems without locks are no reason to stop.
@@ -84,6 +94,9 @@ pub(crate) enum KeyFileError {
     /// There is no such file.
     #[error("reading the key file {}: there is no such file", .0.display())]
     Missing(PathBuf),
+    /// There is no such file with a preshared key.
+    #[error("reading the preshared key {}: there is no such file", .0.display())]
+    MissingShared(PathBuf),
     /// There is such a file already.
     #[error("making the key file {}: it exists already, and a key is not overwritten", .0.display())]
     Exists(PathBuf),
@@ -140,6 +153,10 @@ impl Explain for KeyFileError {
     fn help(&self) -> Option<String> {
         Some(match self {
             Self::Missing(path) => format!("make one with: portal key new {}", path.display()),
+            Self::MissingShared(path) => format!(
+                "make one with: (umask 077; wg genpsk > {})\nboth ends need the same",
+                path.display()
+            ),
             Self::Exists(path) => format!("show its public half with: portal key show {}", path.display()),
             Self::Exposed { path, .. } => format!("chmod 600 {}", path.display()),
             Self::Garbage { path, .. } | Self::NoText(path) => format!(
@@ -168,7 +185,7 @@ impl Explain for KeyFileError {
 }
 
 /// The open file comes along, so that what is locked is what was read.
-fn load_and_keep(path: &Path) -> Result<(SecretKey, File), KeyFileError> {
+fn load_and_keep<K: FromStr<Err = KeyError>>(path: &Path) -> Result<(K, File), KeyFileError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => KeyFileError::Missing(path.to_owned()),
         _ => KeyFileError::Read {

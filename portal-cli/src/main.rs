@@ -52,5 +52,6 @@ fn run(Invocation { cli, given }: Invocation) -> Result<(), Failure> {
         Command::Key(command) => commands::key::run(&command, cli.output),
         Command::Grant(args) => commands::grant::grant(args, cli.output),
         Command::Revoke(args) => commands::grant::revoke(&args, cli.output),
+        Command::WgConf(args) => commands::wg_conf::run(&args, cli.output),
     }
 }

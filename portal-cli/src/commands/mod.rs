@@ -5,3 +5,4 @@ pub(crate) mod expose;
 pub(crate) mod grant;
 pub(crate) mod key;
 pub(crate) mod relay;
+pub(crate) mod wg_conf;

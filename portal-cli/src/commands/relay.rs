@@ -1,6 +1,7 @@
 //! `portal relay`: the public end, with what it remembers.
 
 mod check;
+mod peers;
 mod reload;
 
 use std::cell::Cell;
@@ -44,7 +45,7 @@ pub(crate) fn run(args: RelayArgs, given: &Given, output: Output) -> Result<(), 
     };
     let state = StateDir::locate(args.state.state_dir.as_deref())?;
     if args.check.check {
-        return check::check(&args, &domain, &state, output);
+        return check::check(&args, &domain, &state, given, output);
     }
     let addresses = Addresses::of(&args, &domain);
     state.make()?;
@@ -78,6 +79,7 @@ pub(crate) fn run(args: RelayArgs, given: &Given, output: Output) -> Result<(), 
     if let Some(memory) = args.memory {
         config.limits.memory = memory.0;
     }
+    peers::add(&mut config, given)?;
     let uri_host = args.uri_host.map_or(host, |host| host.to_string());
     let uri = RelayUri {
         key,
@@ -175,6 +177,23 @@ async fn serve(
                     }
                     RelayEvent::ListenFailed { ingress, addr, error } => {
                         failed.get_or_insert_with(|| listen_failed(*ingress, *addr, *error).into());
+                        handle.shutdown();
+                        handle.shutdown();
+                    }
+                    &RelayEvent::PeerPortFailed { key, transport, addr, error } => {
+                        let error = BindError {
+                            what: "visitors of a plain peer",
+                            flag: "another port in its [[peer]]",
+                            transport,
+                            addr,
+                            error,
+                        };
+                        failed.get_or_insert_with(|| Failure::from(error).within(&format!("peer {key}")));
+                        handle.shutdown();
+                        handle.shutdown();
+                    }
+                    RelayEvent::PlainPeersRefused { error } => {
+                        failed.get_or_insert_with(|| error.clone().into());
                         handle.shutdown();
                         handle.shutdown();
                     }

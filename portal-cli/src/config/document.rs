@@ -64,6 +64,13 @@ pub(crate) struct Place {
     pub(crate) line: usize,
 }
 
+impl Table {
+    /// What it says, wherever it stands.
+    pub(super) fn contents(&self) -> Vec<(&str, &Value)> {
+        self.entries.iter().map(|entry| (&*entry.key, &entry.value)).collect()
+    }
+}
+
 impl Document {
     /// Reads a file.
     pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {

@@ -24,7 +24,7 @@ use self::schema::Schema;
 use crate::cli::Cli;
 
 /// The array tables that the file of a command may have.
-const TABLES: [(&str, &[&str]); 2] = [("agent", &["service"]), ("relay", &[])];
+const TABLES: [(&str, &[&str]); 2] = [("agent", &["service"]), ("relay", &["peer"])];
 
 /// What the program was told to do.
 #[derive(Debug)]
@@ -69,12 +69,24 @@ impl Given {
     /// What to say about flags that were read again and have other values, but for those that `applied` names.
     pub(crate) fn needs_restart(&self, again: &Self, applied: &[&str]) -> Option<String> {
         let names: BTreeSet<_> = self.values.keys().chain(again.values.keys()).collect();
-        let changed: Vec<_> = names
+        let mut changed: Vec<_> = names
             .into_iter()
             .filter(|&name| self.values.get(name) != again.values.get(name))
-            .map(String::as_str)
-            .filter(|name| !applied.contains(name))
+            .filter(|name| !applied.contains(&name.as_str()))
+            .cloned()
             .collect();
+        let tables: BTreeSet<_> = self
+            .tables
+            .iter()
+            .chain(&again.tables)
+            .map(|table| &table.name)
+            .collect();
+        for name in tables {
+            let (before, after) = (self.tables(name), again.tables(name));
+            if !before.map(Table::contents).eq(after.map(Table::contents)) {
+                changed.push(format!("[[{name}]]"));
+            }
+        }
         (!changed.is_empty()).then(|| format!("this needs a restart to have an effect: {}", changed.join(", ")))
     }
 }

@@ -260,4 +260,29 @@ fn what_needs_a_restart_is_named() {
         before.needs_restart(&after, &["access"]).unwrap(),
         "this needs a restart to have an effect: domain, http, udp"
     );
+    let given = |text: &str| Given {
+        tables: with_file(
+            Cli::command(),
+            "relay",
+            Document::parse(Path::new("relay.toml"), text).unwrap(),
+        )
+        .unwrap()
+        .1,
+        values: BTreeMap::new(),
+    };
+    let before = given("[[peer]]\nname = 'a'\n");
+    assert_eq!(
+        before.needs_restart(&given("# moved\n[[peer]]\nname = 'a'\n"), &[]),
+        None
+    );
+    for after in [
+        "",
+        "[[peer]]\nname = 'b'\n",
+        "[[peer]]\nname = 'a'\n[[peer]]\nname = 'a'\n",
+    ] {
+        assert_eq!(
+            before.needs_restart(&given(after), &[]).unwrap(),
+            "this needs a restart to have an effect: [[peer]]"
+        );
+    }
 }

@@ -58,6 +58,12 @@ impl RelayReport {
                 foreign(service),
                 foreign(message)
             )),
+            RelayEvent::PeerUp { key, remote } => Say::Note(format!("peer {} is up, from {remote}", key.short())),
+            RelayEvent::PeerMoved { key, remote } => Say::Note(format!("peer {} is at {remote} now", key.short())),
+            RelayEvent::PeerDown { key } => Say::Note(format!(
+                "peer {} is down: nothing was heard of it for three minutes",
+                key.short()
+            )),
             RelayEvent::VisitorLeft {
                 public,
                 remote,

@@ -1,22 +1,45 @@
 //! `portal relay --check`: what would be run.
 
+use portal_core::identity::SecretKey;
+use portal_core::{PlainPeerError, RelayConfig};
 use serde_json::json;
 
-use super::{Addresses, access};
+use super::{Addresses, access, peers};
 use crate::cli::{AccessMode, Output, RelayArgs};
+use crate::config::Given;
 use crate::failure::Failure;
 use crate::state::StateDir;
 use crate::values::{Domain, Switch};
 use crate::{keyfile, report};
 
 /// Reads what the relay would read, and says what it would do. Opens no socket and makes no file.
-pub(super) fn check(args: &RelayArgs, domain: &Domain, state: &StateDir, output: Output) -> Result<(), Failure> {
-    state.book()?;
+pub(super) fn check(
+    args: &RelayArgs,
+    domain: &Domain,
+    state: &StateDir,
+    given: &Given,
+    output: Output,
+) -> Result<(), Failure> {
+    let book = state.book()?;
     access(args.access, state)?;
     let grants = state.grants()?.len();
     let key_file = args.key.clone().unwrap_or_else(|| state.file("relay.key"));
     let key = keyfile::look(&key_file)?;
     let Addresses { udp, http, https } = Addresses::of(args, domain);
+    // The peers have to go with the rest, which is all that this is made for.
+    let mut config = RelayConfig::new(SecretKey::from_bytes([0; 32]), [0; 32], domain.to_string());
+    (config.http, config.https, config.bindings) = (http, https, book.bindings());
+    peers::add(&mut config, given)?;
+    if let Some(key) = key
+        && config.plain_peers.iter().any(|peer| peer.key == key)
+    {
+        return Err(PlainPeerError::OwnKey(key).into());
+    }
+    let plain = match config.plain_peers.len() {
+        0 => String::new(),
+        1 => ", and 1 plain peer".into(),
+        count => format!(", and {count} plain peers"),
+    };
     let switched = |addr: Option<std::net::SocketAddr>| addr.map_or("off".to_owned(), |addr| addr.to_string());
     let ports = match &args.ports {
         Switch::Off => "off".to_owned(),
@@ -34,7 +57,7 @@ pub(super) fn check(args: &RelayArgs, domain: &Domain, state: &StateDir, output:
     report::print_result(
         output,
         &format!(
-            "ready to serve {domain}: agents at {udp}, HTTP at {}, TLS at {}, ports {ports}\nfor {served}, with {with}, \
+            "ready to serve {domain}: agents at {udp}, HTTP at {}, TLS at {}, ports {ports}\nfor {served}{plain}, with {with}, \
              and its state in {}",
             switched(http),
             switched(https),
@@ -49,6 +72,7 @@ pub(super) fn check(args: &RelayArgs, domain: &Domain, state: &StateDir, output:
             "ports": ports,
             "open": args.access == AccessMode::Open,
             "grants": grants,
+            "peers": config.plain_peers.len(),
             "key": key,
             "key_file": key_file.to_string_lossy(),
             "state_dir": state.path().to_string_lossy(),
