@@ -36,6 +36,8 @@ mod budget;
 mod byte_queue;
 mod control;
 mod counters;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod http;
 pub mod identity;
 mod machine;

@@ -24,6 +24,9 @@ use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::socket::tcp::State;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::ip::{Payload, parse};
+
 use self::device::{PacketSlot, Port};
 use self::flow::{Flow, endpoint};
 use self::ip::UDP_HEADERS;

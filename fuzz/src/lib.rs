@@ -1,0 +1,29 @@
+//! What is fuzzed: a function for each target, with what must hold for any bytes.
+//!
+//! The functions are apart from libFuzzer, so that the corpora can be replayed by an ordinary test.
+
+#![forbid(unsafe_code)]
+
+mod lives;
+mod parsers;
+mod tunnel;
+
+pub use lives::core_ops;
+pub use parsers::{client_hello, control_frames, http_head, inner_packet, names_and_uris, proxy_header};
+pub use tunnel::{relay_datagrams, tls_visitor};
+
+/// A target: its name, which is also its corpus' folder, and its function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: [Target; 9] = [
+    ("client_hello", client_hello),
+    ("control_frames", control_frames),
+    ("core_ops", core_ops),
+    ("http_head", http_head),
+    ("inner_packet", inner_packet),
+    ("names_and_uris", names_and_uris),
+    ("proxy_header", proxy_header),
+    ("relay_datagrams", relay_datagrams),
+    ("tls_visitor", tls_visitor),
+];
