@@ -8,7 +8,9 @@ use portal_core::{
     Access, AgentEvent, Binding, Kind, PlainLease, PlainPeer, PlainPeerError, RefusalCode, RelayConfig, RelayEvent,
     proxy,
 };
-use portal_sim::{Memory, World, agent_config, agent_key, key, pattern, plain_addr, relay_config, relay_key, service};
+use portal_sim::{
+    Memory, World, agent_config, agent_key, client_hello, key, pattern, plain_addr, relay_config, relay_key, service,
+};
 
 /// An arbitrary origin for the virtual clock.
 #[expect(clippy::disallowed_methods, reason = "never compared with another clock")]
@@ -163,6 +165,37 @@ fn the_proxy_header_comes_first_where_it_is_asked_for() {
     assert_eq!(header.source, portal_sim::VISITOR_ADDR.parse::<SocketAddr>().unwrap());
     assert_eq!(header.destination.port(), HEADER_PORT);
     assert_eq!(&received[len..], b"hello");
+}
+
+#[test]
+fn a_tls_visitor_is_carried_by_its_server_name() {
+    let tls = PlainLease {
+        proxy_header: true,
+        ..lease(Kind::Tls, Some("safe"), None, 8081)
+    };
+    let mut world = world(
+        config(PlainPeer {
+            leases: vec![tls],
+            ..peer(0x70)
+        }),
+        None,
+    );
+    world.run_until("the tunnel", |world| count(world, is_up) == 1);
+    let hello = client_hello("safe.tunnel.test");
+    let visitor = world.visit(443).unwrap();
+    world.say(visitor, &hello);
+    world.run_until("the bytes", |world| {
+        let mut connections = world.plain[0].connections.iter();
+        connections.any(|connection| connection.received.ends_with(&hello))
+    });
+    let served = world.plain[0].connections.iter().find(|one| !one.received.is_empty());
+    let Ok(proxy::Parsed::Complete {
+        header: Some(header), ..
+    }) = proxy::parse(&served.unwrap().received)
+    else {
+        panic!("no header")
+    };
+    assert_eq!(header.authority.as_deref(), Some("safe.tunnel.test"));
 }
 
 #[test]

@@ -366,7 +366,11 @@ fn mistakes_in_a_peers_table_are_named_with_their_line() {
 
     let bound = home.join("state/bindings.json");
     fs::create_dir_all(home.join("state")).unwrap();
-    fs::write(&bound, format!("[{{\"name\":{{\"name\":\"shop\",\"key\":\"{b}\"}}}}]\n")).unwrap();
+    fs::write(
+        &bound,
+        format!("[{{\"name\":{{\"name\":\"shop\",\"key\":\"{b}\"}}}}]\n"),
+    )
+    .unwrap();
     wrong(
         home,
         &shop(a),

@@ -73,8 +73,8 @@ impl Explain for PlainPeerError {
             }
             Self::BadName { .. } | Self::Conflict { .. } => "choose another name or port for one of them".into(),
             Self::Bound { .. } => {
-                "choose another name or port for the peer; or free this one: stop the relay and take it \
-                                   out of bindings.json in the state directory"
+                "choose another name or port for the peer; or free this one: stop the relay and take it out of \
+                 bindings.json in the state directory"
                     .into()
             }
             Self::PortZero(_) => "a port is a number from 1 to 65535".into(),
