@@ -181,7 +181,7 @@ fn a_tls_visitor_is_carried_by_its_server_name() {
         None,
     );
     world.run_until("the tunnel", |world| count(world, is_up) == 1);
-    let hello = client_hello("safe.tunnel.test");
+    let hello = client_hello("safe.tunnel.test", 1);
     let visitor = world.visit(443).unwrap();
     world.say(visitor, &hello);
     world.run_until("the bytes", |world| {
