@@ -305,7 +305,7 @@ fn mistakes_in_files() {
     refused(
         &relay("[[service]]\ntarget = '1'\n"),
         2,
-        &["line 1", "no table [[service]]", "keys only"],
+        &["line 1", "no table [[service]]", "there is [[peer]]"],
     );
     refused(&relay("http = 8080\n"), 2, &["domain is missing"]);
     refused(
