@@ -41,6 +41,16 @@ impl<K: Copy + Ord + Hash, V> Associations<K, V> {
         Some(value)
     }
 
+    /// Whether there is such an association.
+    pub(crate) fn has(&self, key: K) -> bool {
+        self.entries.contains_key(&key)
+    }
+
+    /// The associations, in no order.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
+        self.entries.values()
+    }
+
     /// Makes sure that there is room for one more association; returns the one that made it. `Err` if there is none to
     /// make room and no memory left.
     pub(crate) fn make_room(&mut self, budget: &mut Budget) -> Result<Option<(K, V)>, NoMemory> {

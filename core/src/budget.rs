@@ -45,6 +45,11 @@ impl Budget {
         Self { limit, used: 0 }
     }
 
+    /// Bytes there are in all.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Bytes charged now.
     pub(crate) fn used(&self) -> usize {
         self.used

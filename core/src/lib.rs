@@ -50,13 +50,14 @@ mod resources;
 mod seed;
 pub mod sni;
 mod stack;
+mod status;
 mod table;
 mod timers;
 pub mod tls;
 pub mod uri;
 mod wg;
 
-pub use agent::{Agent, AgentConfig, AgentEvent, Service};
+pub use agent::{Agent, AgentConfig, AgentEvent, AgentStatus, Service, ServiceStatus};
 pub use batch::{Destination, TransmitBatch};
 pub use control::{Kind, RefusalCode, UnknownKind};
 pub use counters::Counters;
@@ -66,6 +67,8 @@ pub use machine::{
 };
 pub use node::{DEFAULT_MTU, Limits, StreamMut};
 pub use relay::{
-    Access, Binding, Census, Grant, Ingress, PlainLease, PlainPeer, PlainPeerError, Relay, RelayConfig, RelayEvent,
-    VisitorEnd,
+pub use relay::{
+    Access, AgentSeen, Binding, Census, Grant, Ingress, LeaseStatus, PlainLease, PlainPeer, PlainPeerError, Relay,
+    RelayConfig, RelayEvent, RelayStatus, VisitorEnd,
 };
+pub use status::{Memory, Status, Traffic};

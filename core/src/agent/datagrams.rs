@@ -1,5 +1,6 @@
 //! UDP services: a local socket for each visitor that the relay's inner port stands for.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::inbound::Joined;
@@ -10,6 +11,7 @@ use crate::machine::{Action, DialError, UdpId, UdpSocketRef};
 use crate::node::Node;
 use crate::seed::Random;
 use crate::stack::TunnelDatagram;
+use crate::status::Traffic;
 use crate::table::{Key, Table};
 
 /// The relay's inner port and the service's.
@@ -131,6 +133,20 @@ impl TargetAssociations {
         Some(local.ports)
     }
 
+    /// How many visitors there are.
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// How many visitors there are at each inner port of services.
+    pub(super) fn by_service_port(&self) -> BTreeMap<u16, u64> {
+        let mut counts = BTreeMap::new();
+        for (_, local) in self.sockets.iter() {
+            *counts.entry(local.ports.1).or_default() += 1;
+        }
+        counts
+    }
+
     /// Asserts what must always hold, and returns what the associations are charged in all.
     pub(super) fn check_invariants(&self) -> usize {
         assert_eq!(self.table.len(), self.sockets.len(), "each association has one socket");
@@ -158,6 +174,11 @@ impl Agent {
             return;
         };
         self.associations.table.touch(now, ports);
+        let carried = Traffic {
+            sent: payload.len() as u64,
+            ..Traffic::default()
+        };
+        self.services.carried_at(ports.1, carried);
         let Some(overlay) = self.node.wg.overlay(self.relay) else {
             return;
         };

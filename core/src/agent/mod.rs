@@ -3,6 +3,7 @@
 mod datagrams;
 mod inbound;
 mod services;
+mod status;
 mod uplink;
 
 use std::net::SocketAddr;
@@ -21,10 +22,12 @@ use crate::machine::{Action, DialError, ListenerId, Machine, Path, SocketEvent, 
 use crate::metrics;
 use crate::node::{DEFAULT_MTU, End, Ended, Limits, Node, NodeEvent, Owned, StreamMut};
 use crate::stack::Owner;
+use crate::status::Traffic;
 use crate::uri::RelayUri;
 use crate::wg::PeerId;
 
 pub use self::services::Service;
+pub use self::status::{AgentStatus, ServiceStatus};
 
 /// What an agent is to be.
 #[derive(Clone, Debug)]
@@ -286,6 +289,8 @@ impl Agent {
             };
             self.node.event(event);
         }
+        let id = &ended.data.service.id;
+        self.services.carried_by(id, ended.to_socket, ended.from_socket);
         let event = AgentEvent::VisitorLeft {
             service: ended.data.service.id.clone(),
             visitor: ended.data.visitor,
@@ -316,6 +321,7 @@ impl Owned for Agent {
                 NodeEvent::Ended(ended) => self.ended(&ended),
             }
         }
+        self.uplink.note_state(now);
     }
 }
 
@@ -333,7 +339,15 @@ impl Machine for Agent {
         } = self;
         node.handle_datagram(now, path, batch, stride, |node, _, packet, payload| {
             let service = services.at(packet.destination_port).map(AsRef::as_ref);
+            let opened = node.resources.counters.associations_opened;
             associations.take_from_tunnel(now, node, service, &packet, payload);
+            let carried = Traffic {
+                now: 0,
+                total: node.resources.counters.associations_opened - opened,
+                received: payload.len() as u64,
+                sent: 0,
+            };
+            services.carried_at(packet.destination_port, carried);
         });
         self.settle(now);
     }

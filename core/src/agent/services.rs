@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Agent;
+use super::{Agent, ServiceStatus};
 use crate::control::{Kind, ToRelay};
 use crate::machine::Target;
+use crate::status::{Traffic, shortened};
 use crate::tls::{TlsAcceptor, TlsConnector};
 
 /// What an agent offers.
@@ -57,6 +58,8 @@ impl Service {
 pub(super) struct Services {
     offered: Vec<Offer>,
     leased: BTreeMap<u16, Leased>,
+    /// What was carried for all services there ever were, without the connections that are open now.
+    carried: Traffic,
 }
 
 #[derive(Debug)]
@@ -64,6 +67,10 @@ struct Offer {
     service: Arc<Service>,
     /// The relay was asked for a lease and has not answered.
     asked: bool,
+    /// Why the relay has refused a lease.
+    refused: Option<String>,
+    /// What was carried, without the connections that are open now.
+    carried: Traffic,
 }
 
 #[derive(Debug)]
@@ -71,6 +78,10 @@ struct Leased {
     service: Arc<Service>,
     /// The lease's number at the relay.
     number: u64,
+    /// How people reach it.
+    public: String,
+    /// What datagrams have carried. Moved to the offer when the lease ends.
+    datagrams: Traffic,
 }
 
 impl Services {
@@ -78,12 +89,76 @@ impl Services {
         Self {
             offered: offered.into_iter().map(Offer::new).collect(),
             leased: BTreeMap::new(),
+            carried: Traffic::default(),
         }
     }
 
     /// The service whose flows arrive at an inner port.
     pub(super) fn at(&self, port: u16) -> Option<&Arc<Service>> {
         self.leased.get(&port).map(|leased| &leased.service)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.offered.len()
+    }
+
+    /// The services for people, each with what it has carried but for the connections that are open now.
+    pub(super) fn status(&self) -> impl Iterator<Item = ServiceStatus> {
+        let leases: BTreeMap<_, _> = self
+            .leased
+            .values()
+            .map(|leased| (&leased.service.id, leased))
+            .collect();
+        self.offered.iter().map(move |offer| {
+            let leased = leases.get(&offer.service.id);
+            let datagrams = leased.map(|leased| leased.datagrams).unwrap_or_default();
+            ServiceStatus {
+                id: offer.service.id.clone(),
+                kind: offer.service.kind,
+                target: offer.service.target.to_string(),
+                public: leased.map(|leased| leased.public.clone()),
+                refused: offer.refused.clone(),
+                connections: offer.carried.plus(datagrams),
+            }
+        })
+    }
+
+    /// What was carried in all.
+    pub(super) fn carried(&self) -> Traffic {
+        self.carried
+    }
+
+    /// A service's connection has ended.
+    pub(super) fn carried_by(&mut self, id: &str, received: u64, sent: u64) {
+        let traffic = Traffic {
+            now: 0,
+            total: 1,
+            received,
+            sent,
+        };
+        self.carried = self.carried.plus(traffic);
+        self.add(id, traffic);
+    }
+
+    /// Datagrams were carried for the service at an inner port.
+    pub(super) fn carried_at(&mut self, port: u16, traffic: Traffic) {
+        if let Some(leased) = self.leased.get_mut(&port)
+            && leased.service.kind == Kind::Udp
+        {
+            leased.datagrams = leased.datagrams.plus(traffic);
+            self.carried = self.carried.plus(traffic);
+        }
+    }
+
+    fn add(&mut self, id: &str, traffic: Traffic) {
+        if let Some(offer) = self.offered.iter_mut().find(|offer| offer.service.id == id) {
+            offer.carried = offer.carried.plus(traffic);
+        }
+    }
+
+    /// Keeps what the datagrams of an ended lease have carried.
+    fn keep(&mut self, leased: &Leased) {
+        self.add(&leased.service.id, leased.datagrams);
     }
 
     /// Those that have no lease and for which none was asked. They count as asked for from now on.
@@ -101,32 +176,44 @@ impl Services {
     }
 
     /// The relay refuses a lease: it may be asked again.
-    pub(super) fn refused(&mut self, id: &str) {
+    pub(super) fn refused(&mut self, id: &str, cause: &str) {
         if let Some(offer) = self.offered.iter_mut().find(|offer| offer.service.id == id) {
             offer.asked = false;
+            offer.refused = Some(shortened(cause.to_owned()));
         }
     }
 
     /// A service has a lease. Returns the inner port and number of the one it had before; `Err` if there is no such
     /// service.
-    fn lease(&mut self, id: &str, port: u16, number: u64) -> Result<Option<(u16, u64)>, NoSuchService> {
+    fn lease(&mut self, id: &str, port: u16, number: u64, public: &str) -> Result<Option<(u16, u64)>, NoSuchService> {
         let offer = self.offered.iter_mut().find(|offer| offer.service.id == id);
         let offer = offer.ok_or(NoSuchService)?;
         offer.asked = false;
+        offer.refused = None;
         let service = Arc::clone(&offer.service);
         let before = self.leased.iter().find(|(_, leased)| leased.service.id == id);
         let before = before.map(|(&port, leased)| (port, leased.number));
-        if let Some((port, _)) = before {
-            self.leased.remove(&port);
+        let mut leased = Leased {
+            service,
+            number,
+            public: public.to_owned(),
+            datagrams: Traffic::default(),
+        };
+        if let Some(old) = before.and_then(|(port, _)| self.leased.remove(&port)) {
+            leased.datagrams = old.datagrams;
         }
-        self.leased.insert(port, Leased { service, number });
+        if let Some(other) = self.leased.insert(port, leased) {
+            self.keep(&other);
+        }
         Ok(before.filter(|&(_, before)| before != number))
     }
 
     /// A lease has ended. Returns its inner port and service.
     fn end_lease(&mut self, number: u64) -> Option<(u16, Arc<Service>)> {
         let (&port, _) = self.leased.iter().find(|(_, leased)| leased.number == number)?;
-        self.leased.remove(&port).map(|leased| (port, leased.service))
+        let leased = self.leased.remove(&port)?;
+        self.keep(&leased);
+        Some((port, leased.service))
     }
 
     /// All leases are gone, and what was asked is forgotten. Returns their inner ports.
@@ -134,7 +221,11 @@ impl Services {
         for offer in &mut self.offered {
             offer.asked = false;
         }
-        std::mem::take(&mut self.leased).into_keys()
+        let leased = std::mem::take(&mut self.leased);
+        for leased in leased.values() {
+            self.keep(leased);
+        }
+        leased.into_keys()
     }
 
     /// Offers these from now on. Leases stay with the services that still want the same; returns the inner ports and
@@ -142,10 +233,13 @@ impl Services {
     fn replace(&mut self, offered: Vec<Service>) -> Vec<(u16, u64)> {
         let before = std::mem::replace(&mut self.offered, offered.into_iter().map(Offer::new).collect());
         for offer in &mut self.offered {
+            if let Some(old) = before.iter().find(|old| old.service.id == offer.service.id) {
+                offer.carried = old.carried;
+            }
             let same = |old: &Offer| offer.service.has_lease_of(&old.service);
             offer.asked = before.iter().any(|old| old.asked && same(old));
         }
-        let mut ended = Vec::new();
+        let (mut ended, mut carried) = (Vec::new(), Vec::new());
         self.leased.retain(|&port, leased| {
             let heir = self
                 .offered
@@ -158,10 +252,14 @@ impl Services {
                 }
                 None => {
                     ended.push((port, leased.number));
+                    carried.push((leased.service.id.clone(), leased.datagrams));
                     false
                 }
             }
         });
+        for (id, traffic) in carried {
+            self.add(&id, traffic);
+        }
         ended
     }
 }
@@ -171,6 +269,8 @@ impl Offer {
         Self {
             service: Arc::new(service),
             asked: false,
+            refused: None,
+            carried: Traffic::default(),
         }
     }
 }
@@ -181,8 +281,8 @@ struct NoSuchService;
 
 impl Agent {
     /// The relay has given a service a lease.
-    pub(super) fn leased(&mut self, id: &str, number: u64, port: u16) -> bool {
-        match self.services.lease(id, port, number) {
+    pub(super) fn leased(&mut self, id: &str, number: u64, port: u16, public: &str) -> bool {
+        match self.services.lease(id, port, number, public) {
             Ok(before) => {
                 if let Some((old, number)) = before {
                     // Asked for anew before the first answer was here: the later lease is the one that was meant.
@@ -244,7 +344,7 @@ mod tests {
         let mut services = Services::new([service("a", None), service("b", None), service("c", None)]);
         for (number, id) in ["a", "b", "c"].into_iter().enumerate() {
             let port = 1024 + u16::try_from(number).unwrap();
-            assert_eq!(services.lease(id, port, number as u64), Ok(None));
+            assert_eq!(services.lease(id, port, number as u64, "public"), Ok(None));
         }
         let moved = Service {
             target: Target::Handler("elsewhere".into()),
@@ -268,18 +368,18 @@ mod tests {
             service("d", Some("deli")),
         ]);
         assert_eq!(asked(&mut services), ["d"], "the answer for b is still to come");
-        services.refused("b");
+        services.refused("b", "no");
         assert_eq!(asked(&mut services), ["b"]);
     }
 
     #[test]
     fn a_second_lease_replaces_the_first_and_a_stranger_gets_none() {
         let mut services = Services::new([service("a", None)]);
-        assert_eq!(services.lease("a", 1024, 7), Ok(None));
-        assert_eq!(services.lease("a", 1024, 7), Ok(None), "said again");
-        assert_eq!(services.lease("a", 1025, 8), Ok(Some((1024, 7))));
+        assert_eq!(services.lease("a", 1024, 7, "public"), Ok(None));
+        assert_eq!(services.lease("a", 1024, 7, "public"), Ok(None), "said again");
+        assert_eq!(services.lease("a", 1025, 8, "public"), Ok(Some((1024, 7))));
         assert!(services.at(1024).is_none() && services.at(1025).is_some());
-        assert_eq!(services.lease("z", 1026, 9), Err(NoSuchService));
+        assert_eq!(services.lease("z", 1026, 9, "public"), Err(NoSuchService));
         assert_eq!(services.end_lease(8).map(|(port, _)| port), Some(1025));
         assert!(services.end_lease(8).is_none() && services.next_to_ask().len() == 1);
     }

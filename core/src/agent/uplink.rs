@@ -11,6 +11,7 @@ use crate::budget::BufferClass;
 use crate::control::{Channel, PORT, ToAgent, ToRelay, VERSION};
 use crate::machine::{Action, Path};
 use crate::stack::{FlowId, Owner};
+use crate::status::shortened;
 use crate::wg::WgEvent;
 
 /// Where the agent stands with its relay.
@@ -29,6 +30,10 @@ pub(super) struct Uplink {
     reported: u32,
     /// When services that were refused, and may be granted later, are asked for again.
     register_again: Option<Instant>,
+    /// The relay has refused this agent, and why.
+    refusal: Option<String>,
+    /// The state in one word, and since when it is that.
+    shown: (&'static str, Instant),
 }
 
 #[derive(Debug)]
@@ -89,6 +94,46 @@ impl Uplink {
             relay_instance: None,
             reported: 0,
             register_again: None,
+            refusal: None,
+            shown: ("resolving", now),
+        }
+    }
+
+    /// The state in one word, and since when it is that.
+    pub(super) fn shown(&self) -> (&'static str, Instant) {
+        self.shown
+    }
+
+    /// Takes note of the state, should it be another one.
+    pub(super) fn note_state(&mut self, now: Instant) {
+        let word = self.word();
+        if self.shown.0 != word {
+            self.shown = (word, now);
+        }
+    }
+
+    /// Why the channel carries nothing, if it does not. A ping that is out and in time is no reason.
+    pub(super) fn not_ready(&self) -> Option<String> {
+        Some(match (&self.state, &self.refusal) {
+            (State::Serving { unanswered, .. }, _) if *unanswered <= 1 => return None,
+            (State::Serving { .. }, _) => "the relay does not answer in time".into(),
+            (State::Closed, _) => "the agent is shutting down".into(),
+            (_, Some(refusal)) => format!("the relay refuses this agent: {refusal}"),
+            (State::Resolving, None) => "the relay's address is not known yet".into(),
+            (_, None) => "there is no connection to the relay".into(),
+        })
+    }
+
+    fn word(&self) -> &'static str {
+        match self.state {
+            State::Serving { .. } => "serving",
+            State::Closed => "closed",
+            // It asks again every few seconds, and is refused again.
+            _ if self.refusal.is_some() => "refused",
+            State::Resolving => "resolving",
+            State::Calling => "calling",
+            State::Greeting { .. } => "greeting",
+            State::Waiting => "waiting",
         }
     }
 
@@ -265,12 +310,12 @@ impl Agent {
                 public,
                 service_port,
             } => {
-                if service_port != PORT && self.leased(&id, lease, service_port) {
+                if service_port != PORT && self.leased(&id, lease, service_port, &public) {
                     self.node.event(AgentEvent::Granted { service: id, public });
                 }
             }
             ToAgent::Refused { id, code, message } => {
-                self.services.refused(&id);
+                self.services.refused(&id, &message);
                 if code.may_pass() {
                     self.uplink.register_again = Some(now + REGISTER_AGAIN);
                 }
@@ -303,6 +348,7 @@ impl Agent {
                 self.drop_channel();
                 self.uplink.state = State::Waiting;
                 self.uplink.due = now + REFUSED_RETRY;
+                self.uplink.refusal = Some(shortened(reason.clone()));
                 self.node.event(AgentEvent::RelayRefused {
                     code,
                     message: reason,
@@ -327,6 +373,7 @@ impl Agent {
             unanswered: 0,
         };
         self.uplink.failures = 0;
+        self.uplink.refusal = None;
         self.uplink.reported = 0;
         self.uplink.due = now + PING_INTERVAL;
         if self
@@ -461,6 +508,7 @@ impl Agent {
     fn channel_lost(&mut self, now: Instant, reason: &str) {
         let was_serving = matches!(self.uplink.state, State::Serving { .. });
         self.drop_channel();
+        self.uplink.refusal = None;
         self.uplink.failures += 1;
         self.uplink.state = State::Waiting;
         let retry = if was_serving { Duration::ZERO } else { self.backoff() };

@@ -84,6 +84,7 @@ pub struct Node<X, E> {
     ended: VecDeque<Ended<X>>,
     datagrams: ByteQueue<Destination>,
     plain: Vec<u8>,
+    pub(crate) started: Instant,
     latest: Instant,
     honoured: Option<Instant>,
 }
@@ -147,6 +148,7 @@ impl<X, E> Node<X, E> {
             ended: VecDeque::new(),
             datagrams: ByteQueue::new(MAX_DATAGRAM_BYTES),
             plain: vec![0; PLAIN_BUFFER],
+            started: now,
             latest: now,
             honoured: None,
         }

@@ -152,6 +152,12 @@ impl<X, E> Node<X, E> {
             .collect()
     }
 
+    /// Each stream's data, the bytes read from its socket, and those written to it.
+    pub(crate) fn stream_bytes(&self) -> impl Iterator<Item = (&X, u64, u64)> {
+        let streams = self.streams.iter();
+        streams.map(|(_, stream)| (&stream.data, stream.from_socket, stream.to_socket))
+    }
+
     /// What the streams are charged in all.
     pub(crate) fn streams_held(&self) -> usize {
         self.streams.iter().map(|(_, stream)| stream.held).sum()

@@ -50,7 +50,7 @@ impl VisitorAssociations {
         &mut self,
         now: Instant,
         node: &mut Node<Visitor, RelayEvent>,
-        leases: &Leases,
+        leases: &mut Leases,
         peer: PeerId,
         packet: &TunnelDatagram,
         payload: &[u8],
@@ -60,13 +60,33 @@ impl VisitorAssociations {
         let lease = association.and_then(|(_, association)| leases.get(association.lease));
         match (association, lease) {
             // Only the agent that the visitor's datagrams go to may answer, and only from its service's port.
-            (Some(((listener, visitor), _)), Some(lease))
+            (Some(((listener, visitor), association)), Some(lease))
                 if lease.peer == peer && lease.service_port == packet.source_port =>
             {
+                leases.carried(association.lease, 0, payload.len() as u64);
                 node.send_datagram(UdpSocketRef::Public(listener), Some(visitor), payload);
             }
             _ => node.resources.counters.drop_inner_packet += 1,
         }
+    }
+
+    /// How many visitors there are.
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// How many visitors each lease has.
+    pub(super) fn by_lease(&self) -> BTreeMap<LeaseId, u64> {
+        let mut counts = BTreeMap::new();
+        for association in self.table.values() {
+            *counts.entry(association.lease).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Whether an inner port stands for this visitor.
+    fn knows(&self, key: VisitorKey) -> bool {
+        self.table.has(key)
     }
 
     /// The inner port that stands for a visitor, made if there is none.
@@ -142,6 +162,10 @@ impl Relay {
         let Some(overlay) = self.node.wg.overlay(peer) else {
             return;
         };
+        if !self.associations.knows((listener, remote)) {
+            self.leases.came(id);
+        }
+        self.leases.carried(id, payload.len() as u64, 0);
         let resources = &mut self.node.resources;
         if let Some(port) = self.associations.port_for(now, (listener, remote), id, resources) {
             self.node.send_into_tunnel(peer, port, (overlay, service_port), payload);

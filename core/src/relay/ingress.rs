@@ -59,6 +59,8 @@ impl Way {
 pub(super) struct Listener {
     pub(super) role: Role,
     pub(super) addr: SocketAddr,
+    /// The system has opened it.
+    pub(super) open: bool,
 }
 
 /// Whom a public socket's visitors are for.
@@ -276,6 +278,7 @@ impl Relay {
         stream.data.public = public;
         stream.data.lease = Some(lease_id);
         lease.visitors += 1;
+        self.leases.came(lease_id);
         let (source, destination) = (stream.data.remote, stream.data.local);
         let mut unique_id = self.node.random.u64().to_be_bytes().to_vec();
         unique_id.extend(self.node.random.u64().to_be_bytes());

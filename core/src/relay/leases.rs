@@ -12,6 +12,7 @@ use crate::control::{Kind, RefusalCode};
 use crate::identity::{PublicKey, derived_name, derived_port};
 use crate::machine::{ListenerId, Transport};
 use crate::names::check_label;
+use crate::status::Traffic;
 use crate::table::{Key, Table};
 use crate::wg::PeerId;
 
@@ -103,7 +104,9 @@ pub enum Binding {
 /// All leases and bindings.
 #[derive(Debug)]
 pub(crate) struct Leases {
-    table: Table<Lease>,
+    table: Table<(Lease, Traffic)>,
+    /// What was carried for all leases there ever were.
+    carried: Traffic,
     by_place: BTreeMap<Place, LeaseId>,
     names: BTreeMap<String, PublicKey>,
     ports: BTreeMap<u16, (PublicKey, String)>,
@@ -123,6 +126,7 @@ impl Leases {
     pub(crate) fn new(capacity: usize, bindings: impl IntoIterator<Item = Binding>) -> Self {
         let mut leases = Self {
             table: Table::new(capacity),
+            carried: Traffic::default(),
             by_place: BTreeMap::new(),
             names: BTreeMap::new(),
             ports: BTreeMap::new(),
@@ -138,15 +142,53 @@ impl Leases {
     }
 
     pub(crate) fn get(&self, id: LeaseId) -> Option<&Lease> {
-        self.table.get(id.0)
+        self.table.get(id.0).map(|(lease, _)| lease)
     }
 
     pub(crate) fn get_mut(&mut self, id: LeaseId) -> Option<&mut Lease> {
-        self.table.get_mut(id.0)
+        self.table.get_mut(id.0).map(|(lease, _)| lease)
+    }
+
+    /// What a lease has carried, without the connections that are open now.
+    pub(crate) fn traffic(&self, id: LeaseId) -> Traffic {
+        self.table.get(id.0).map(|(_, traffic)| *traffic).unwrap_or_default()
+    }
+
+    /// The same for all leases there ever were.
+    pub(crate) fn traffic_of_all(&self) -> Traffic {
+        self.carried
+    }
+
+    /// A visitor has come to a lease.
+    pub(crate) fn came(&mut self, id: LeaseId) {
+        self.add(
+            id,
+            Traffic {
+                total: 1,
+                ..Traffic::default()
+            },
+        );
+    }
+
+    /// Bytes went from and to a visitor of a lease, which may have ended since.
+    pub(crate) fn carried(&mut self, id: LeaseId, received: u64, sent: u64) {
+        let traffic = Traffic {
+            received,
+            sent,
+            ..Traffic::default()
+        };
+        self.add(id, traffic);
+    }
+
+    fn add(&mut self, id: LeaseId, traffic: Traffic) {
+        self.carried = self.carried.plus(traffic);
+        if let Some((_, of_lease)) = self.table.get_mut(id.0) {
+            *of_lease = of_lease.plus(traffic);
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (LeaseId, &Lease)> {
-        self.table.iter().map(|(key, lease)| (LeaseId(key), lease))
+        self.table.iter().map(|(key, (lease, _))| (LeaseId(key), lease))
     }
 
     pub(crate) fn by_name(&self, ingress: Ingress, name: &str) -> Option<LeaseId> {
@@ -168,13 +210,17 @@ impl Leases {
             return Err(full());
         }
         let place = lease.place.clone();
-        let id = LeaseId(self.table.insert_with(|_| lease).ok_or_else(full)?);
+        let id = LeaseId(
+            self.table
+                .insert_with(|_| (lease, Traffic::default()))
+                .ok_or_else(full)?,
+        );
         self.by_place.insert(place, id);
         Ok(id)
     }
 
     pub(crate) fn remove(&mut self, id: LeaseId, budget: &mut Budget) -> Option<Lease> {
-        let lease = self.table.remove(id.0)?;
+        let (lease, _) = self.table.remove(id.0)?;
         budget.release(LEASE_CHARGE);
         self.by_place.remove(&lease.place);
         Some(lease)

@@ -7,6 +7,7 @@ mod leases;
 mod plain;
 mod register;
 mod sessions;
+mod status;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +36,7 @@ pub use self::access::{Access, Grant};
 pub use self::ingress::Ingress;
 pub use self::leases::Binding;
 pub use self::plain::{PlainLease, PlainPeer, PlainPeerError};
+pub use self::status::{AgentSeen, LeaseStatus, RelayStatus};
 
 /// What a relay is to be.
 #[derive(Clone, Debug)]
@@ -378,7 +380,11 @@ impl Relay {
     }
 
     fn listen(&mut self, role: Role, addr: SocketAddr, transport: Transport) -> Option<ListenerId> {
-        let key = self.listeners.insert_with(|_| Listener { role, addr })?;
+        let key = self.listeners.insert_with(|_| Listener {
+            role,
+            addr,
+            open: false,
+        })?;
         let listener = ListenerId {
             index: key.index,
             generation: key.generation,
@@ -398,7 +404,11 @@ impl Relay {
     }
 
     fn listening(&mut self, listener: ListenerId, local: SocketAddr) {
-        match self.listeners.get(listener_key(listener)).map(|listener| listener.role) {
+        let opened = self.listeners.get_mut(listener_key(listener)).map(|listener| {
+            listener.open = true;
+            listener.role
+        });
+        match opened {
             Some(Role::Shared(ingress)) => {
                 // The kernel may have chosen the port, and public addresses name it.
                 match ingress {
@@ -435,8 +445,11 @@ impl Relay {
                 self.sources.remove(&visitor.source);
             }
         }
-        if let Some(lease) = visitor.lease.and_then(|lease| self.leases.get_mut(lease)) {
-            lease.visitors -= 1;
+        if let Some(id) = visitor.lease {
+            self.leases.carried(id, ended.from_socket, ended.to_socket);
+            if let Some(lease) = self.leases.get_mut(id) {
+                lease.visitors -= 1;
+            }
         }
         let end = match ended.end {
             End::Finished => VisitorEnd::Finished,

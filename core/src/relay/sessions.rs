@@ -9,6 +9,7 @@ use super::{Relay, RelayEvent};
 use crate::control::{Channel, ChannelError, RefusalCode, ToAgent, ToRelay, VERSION};
 use crate::identity::PublicKey;
 use crate::stack::{FlowId, Owner};
+use crate::status::shortened;
 use crate::timers::TimerQueue;
 use crate::wg::PeerId;
 
@@ -34,6 +35,9 @@ pub(super) struct Conversation {
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) key: PublicKey,
+    /// What it calls itself, cut short: part of what its peer is charged.
+    pub(super) agent: String,
+    pub(super) since: Instant,
     pub(super) leases: BTreeSet<LeaseId>,
     pub(super) next_service_port: u16,
 }
@@ -80,6 +84,14 @@ impl Sessions {
             .values()
             .map(|conversation| conversation.channel.held())
             .sum()
+    }
+
+    /// The sessions, each with its peer.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &Session)> {
+        self.greeted.iter().filter_map(|(&peer, flow)| {
+            let session = self.channels.get(flow)?.session.as_ref()?;
+            Some((peer, session))
+        })
     }
 
     pub(super) fn session_mut(&mut self, peer: PeerId) -> Option<&mut Session> {
@@ -299,6 +311,8 @@ impl Relay {
         if conversation.session.is_none() {
             conversation.session = Some(Session {
                 key,
+                agent: shortened(agent.clone()),
+                since: now,
                 leases: BTreeSet::new(),
                 next_service_port: FIRST_SERVICE_PORT,
             });

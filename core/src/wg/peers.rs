@@ -125,6 +125,11 @@ impl Wg {
         self.peers.get(id.0)?.path
     }
 
+    /// When the peer was heard last.
+    pub(crate) fn heard(&self, id: PeerId) -> Option<Instant> {
+        self.peers.get(id.0).map(|peer| peer.heard)
+    }
+
     /// Whether packets can be sealed for the peer now.
     pub(crate) fn is_ready(&self, id: PeerId) -> bool {
         self.peers
