@@ -78,6 +78,10 @@ counters! {
     drop_head_malformed,
     /// Visitors who asked for a name that nobody has leased.
     drop_unknown_name,
+    /// Connections of operators refused because there are as many as there may be.
+    refused_operators,
+    /// Operators' requests that are malformed, or did not come in time.
+    drop_operator_request,
     /// PROXY headers that are malformed, or did not come in time.
     drop_proxy_header,
     /// Visitors whose TLS failed at the agent.

@@ -114,7 +114,22 @@ pub fn response(status: u16, reason: &str, extra_headers: &[(&str, &str)], body:
     let html = body
         .get(..DOCTYPE.len())
         .is_some_and(|start| start.eq_ignore_ascii_case(DOCTYPE));
-    let kind = if html { "text/html" } else { "text/plain" };
+    let kind = if html {
+        "text/html; charset=utf-8"
+    } else {
+        "text/plain; charset=utf-8"
+    };
+    response_of(status, reason, extra_headers, kind, body)
+}
+
+/// The same, with a body of this content type.
+pub(crate) fn response_of(
+    status: u16,
+    reason: &str,
+    extra_headers: &[(&str, &str)],
+    kind: &str,
+    body: &str,
+) -> Vec<u8> {
     let length = body.len();
 
     let mut out = format!("HTTP/1.1 {status:03} ");
@@ -127,7 +142,7 @@ pub fn response(status: u16, reason: &str, extra_headers: &[(&str, &str)], body:
         out.push_str("\r\n");
     }
     out.push_str(&format!(
-        "content-type: {kind}; charset=utf-8\r\ncontent-length: {length}\r\ncache-control: no-store\r\n\
+        "content-type: {kind}\r\ncontent-length: {length}\r\ncache-control: no-store\r\n\
          connection: close\r\n\r\n"
     ));
     out.push_str(body);

@@ -29,6 +29,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod agent;
 mod associations;
 mod batch;
@@ -66,7 +67,6 @@ pub use machine::{
     UdpSocketRef,
 };
 pub use node::{DEFAULT_MTU, Limits, StreamMut};
-pub use relay::{
 pub use relay::{
     Access, AgentSeen, Binding, Census, Grant, Ingress, LeaseStatus, PlainLease, PlainPeer, PlainPeerError, Relay,
     RelayConfig, RelayEvent, RelayStatus, VisitorEnd,

@@ -113,7 +113,9 @@ impl Agent {
 
     pub(super) fn inbound_due(&mut self, now: Instant) {
         while let Some(id) = self.node.stream_deadlines.pop_due(now) {
-            self.node.tls_overdue(id);
+            if !self.node.operator_overdue(id) {
+                self.node.tls_overdue(id);
+            }
         }
         while let Some(flow) = self.inbound.waiting.pop_due(now) {
             self.bad_header(flow);

@@ -6,6 +6,7 @@ mod services;
 mod status;
 mod uplink;
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -13,16 +14,19 @@ use self::datagrams::TargetAssociations;
 use self::inbound::{Inbound, Joined};
 use self::services::Services;
 use self::uplink::Uplink;
+use crate::admin::{self, Operated};
 use crate::batch::TransmitBatch;
 use crate::control::RefusalCode;
 use crate::counters::Counters;
 use crate::http;
 use crate::identity::SecretKey;
-use crate::machine::{Action, DialError, ListenerId, Machine, Path, SocketEvent, StreamId, Target, UdpSocketRef};
+use crate::machine::{
+    Action, DialError, ListenerId, Machine, Path, SocketEvent, StreamId, Target, Transport, UdpSocketRef,
+};
 use crate::metrics;
 use crate::node::{DEFAULT_MTU, End, Ended, Limits, Node, NodeEvent, Owned, StreamMut};
 use crate::stack::Owner;
-use crate::status::Traffic;
+use crate::status::{Status, Traffic};
 use crate::uri::RelayUri;
 use crate::wg::PeerId;
 
@@ -42,6 +46,8 @@ pub struct AgentConfig {
     pub services: Vec<Service>,
     /// What it calls itself to the relay, for people.
     pub name: String,
+    /// Where operators ask how it is: see [`Agent::status`]. There is no password.
+    pub admin: Option<SocketAddr>,
     /// Inner MTU, 1280 to 1420.
     pub mtu: u16,
     /// Common bounds.
@@ -58,6 +64,7 @@ impl AgentConfig {
             relay,
             services: Vec::new(),
             name: String::new(),
+            admin: None,
             mtu: DEFAULT_MTU,
             limits: Limits {
                 peers: 8,
@@ -71,6 +78,18 @@ impl AgentConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AgentEvent {
+    /// The listener for operators is open.
+    AdminListening {
+        /// Where.
+        local: SocketAddr,
+    },
+    /// The listener for operators could not be opened.
+    AdminFailed {
+        /// Where.
+        addr: SocketAddr,
+        /// Why.
+        error: io::ErrorKind,
+    },
     /// The relay's name has no address; it is asked for again.
     Unresolved {
         /// The host name.
@@ -155,6 +174,12 @@ pub enum AgentEvent {
     },
 }
 
+/// The only listener that an agent has.
+const ADMIN: ListenerId = ListenerId {
+    index: 0,
+    generation: 1,
+};
+
 /// See the module docs.
 #[derive(Debug)]
 pub struct Agent {
@@ -194,6 +219,14 @@ impl Agent {
             node,
             config,
         };
+        if let Some(addr) = agent.config.admin {
+            agent.node.admin.enable(&mut agent.node.resources);
+            agent.node.actions.push_back(Action::Listen {
+                listener: ADMIN,
+                addr,
+                transport: Transport::Tcp,
+            });
+        }
         agent.uplink_due(now);
         agent
     }
@@ -262,7 +295,9 @@ impl Agent {
         let Some(stream) = self.node.stream(id) else {
             return;
         };
-        let service = &stream.data.service;
+        let Some(Joined { service, .. }) = &stream.data else {
+            return;
+        };
         let event = AgentEvent::TargetFailed {
             service: service.id.clone(),
             target: service.target.clone(),
@@ -310,7 +345,10 @@ impl Owned for Agent {
         &mut self.node
     }
 
-    fn head_grew(&mut self, _: Instant, _: StreamId) {}
+    fn head_grew(&mut self, now: Instant, id: StreamId) {
+        admin::head_grew(self, now, id);
+        self.settle(now);
+    }
 
     fn settle(&mut self, now: Instant) {
         while let Some(event) = self.node.poll_event() {
@@ -322,6 +360,20 @@ impl Owned for Agent {
             }
         }
         self.uplink.note_state(now);
+    }
+}
+
+impl Operated for Agent {
+    fn metrics_text(&self) -> String {
+        self.metrics()
+    }
+
+    fn why_not_ready(&self) -> Option<String> {
+        self.not_ready()
+    }
+
+    fn status_now(&self, now: Instant) -> Status {
+        Status::Agent(self.status(now))
     }
 }
 
@@ -352,9 +404,13 @@ impl Machine for Agent {
         self.settle(now);
     }
 
-    /// An agent listens to nothing.
-    fn accept(&mut self, _: Instant, _: ListenerId, _: SocketAddr, _: SocketAddr) -> Option<StreamId> {
-        None
+    /// Operators are all that an agent listens to.
+    fn accept(&mut self, now: Instant, listener: ListenerId, _: SocketAddr, _: SocketAddr) -> Option<StreamId> {
+        let now = self.node.clamp(now);
+        if listener != ADMIN || self.closing {
+            return None;
+        }
+        self.node.accept_operator(now)
     }
 
     fn handle_socket(&mut self, now: Instant, event: SocketEvent<'_>) {
@@ -372,7 +428,13 @@ impl Machine for Agent {
             SocketEvent::UdpConnected { socket } => self.udp_connected(socket),
             SocketEvent::UdpFailed { socket, error } => self.udp_failed(socket, error),
             SocketEvent::Resolved { host, addrs } => self.resolved(now, host, addrs),
-            SocketEvent::Datagram { .. } | SocketEvent::Listening { .. } | SocketEvent::ListenFailed { .. } => {}
+            SocketEvent::Listening { local, .. } => self.node.event(AgentEvent::AdminListening { local }),
+            SocketEvent::ListenFailed { error, .. } => {
+                if let Some(addr) = self.config.admin {
+                    self.node.event(AgentEvent::AdminFailed { addr, error });
+                }
+            }
+            SocketEvent::Datagram { .. } => {}
         }
         self.settle(now);
     }
@@ -413,6 +475,9 @@ impl Machine for Agent {
     fn begin_shutdown(&mut self, now: Instant) {
         let now = self.node.clamp(now);
         self.closing = true;
+        if self.config.admin.take().is_some() {
+            self.node.actions.push_back(Action::Unlisten { listener: ADMIN });
+        }
         self.say_goodbye();
         self.settle(now);
     }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use crate::admin::{Admin, MAX_CONNECTIONS};
 use crate::batch::{Destination, TransmitBatch};
 use crate::byte_queue::ByteQueue;
 use crate::identity::SecretKey;
@@ -80,6 +81,8 @@ pub struct Node<X, E> {
     pub(crate) random: Random,
     pub(crate) actions: VecDeque<Action<E>>,
     pub(crate) stream_deadlines: TimerQueue<StreamId>,
+    pub(crate) admin: Admin,
+    max_streams: usize,
     streams: Table<Stream<X>>,
     ended: VecDeque<Ended<X>>,
     datagrams: ByteQueue<Destination>,
@@ -144,7 +147,9 @@ impl<X, E> Node<X, E> {
             random,
             actions: VecDeque::new(),
             stream_deadlines: TimerQueue::new(),
-            streams: Table::new(limits.streams),
+            admin: Admin::new(),
+            max_streams: limits.streams,
+            streams: Table::new(limits.streams.saturating_add(MAX_CONNECTIONS)),
             ended: VecDeque::new(),
             datagrams: ByteQueue::new(MAX_DATAGRAM_BYTES),
             plain: vec![0; PLAIN_BUFFER],
@@ -161,6 +166,7 @@ impl<X, E> Node<X, E> {
             ("peers", self.wg.check_invariants()),
             ("flows", self.stack.check_invariants()),
             ("streams", self.streams_held()),
+            ("operators", self.admin.held()),
             ("the machine", held),
         ];
         let sum: usize = parts.iter().map(|(_, bytes)| bytes).sum();

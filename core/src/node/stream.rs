@@ -1,6 +1,7 @@
 //! A kernel socket and the flow it is joined to: FIN for FIN, RST for RST, and each side read only as fast as the other
 //! takes it.
 
+use crate::budget::Budget;
 use crate::machine::{Action, ByteStream, StreamId};
 use crate::node::tls::{CHUNK, Failed, Said, Tls};
 use crate::node::{Node, Owned};
@@ -11,7 +12,8 @@ use crate::table::Key;
 /// with it.
 #[derive(Debug)]
 pub(crate) struct Stream<X> {
-    pub(crate) data: X,
+    /// `None` for an operator's connection.
+    pub(crate) data: Option<X>,
     /// The flow it is joined to, once there is one.
     pub(crate) flow: Option<FlowId>,
     /// The kernel socket is connected.
@@ -86,8 +88,21 @@ impl<X> Stream<X> {
         }
     }
 
+    /// An operator's connection, which is answered here and belongs to nobody.
+    pub(crate) fn of_operator(limit: usize) -> Self {
+        Self {
+            head: Some(Vec::new()),
+            head_limit: limit,
+            ..Self::new(None, None, true)
+        }
+    }
+
     /// A socket for a flow; `connected` or still being dialled.
     pub(crate) fn joined(data: X, flow: Option<FlowId>, connected: bool) -> Self {
+        Self::new(Some(data), flow, connected)
+    }
+
+    fn new(data: Option<X>, flow: Option<FlowId>, connected: bool) -> Self {
         Self {
             data,
             flow,
@@ -143,7 +158,10 @@ impl<X, E> Node<X, E> {
 
     /// The streams whose data `wanted` picks, in order.
     pub(crate) fn streams_where(&self, wanted: impl Fn(&X) -> bool) -> Vec<StreamId> {
-        let picked = self.streams.iter().filter(|(_, stream)| wanted(&stream.data));
+        let picked = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.data.as_ref().is_some_and(&wanted));
         picked
             .map(|(key, _)| StreamId {
                 index: key.index,
@@ -155,36 +173,62 @@ impl<X, E> Node<X, E> {
     /// Each stream's data, the bytes read from its socket, and those written to it.
     pub(crate) fn stream_bytes(&self) -> impl Iterator<Item = (&X, u64, u64)> {
         let streams = self.streams.iter();
-        streams.map(|(_, stream)| (&stream.data, stream.from_socket, stream.to_socket))
+        streams.filter_map(|(_, stream)| Some((stream.data.as_ref()?, stream.from_socket, stream.to_socket)))
     }
 
-    /// What the streams are charged in all.
+    /// What the streams are charged in all, those of operators, which have their own budget, left out.
     pub(crate) fn streams_held(&self) -> usize {
-        self.streams.iter().map(|(_, stream)| stream.held).sum()
+        let (mut held, mut of_operators, mut operators) = (0, 0, 0);
+        for (_, stream) in self.streams.iter() {
+            if stream.data.is_some() {
+                held += stream.held;
+            } else {
+                of_operators += stream.held;
+                operators += 1;
+            }
+        }
+        assert_eq!(
+            (of_operators, operators),
+            (self.admin.budget.used(), self.admin.connections),
+            "what operators are charged is held"
+        );
+        held
     }
 
     pub(crate) fn stream_mut(&mut self, id: StreamId) -> Option<&mut Stream<X>> {
         self.streams.get_mut(key(id))
     }
 
+    /// How many streams there are beside those of operators.
     pub(crate) fn stream_count(&self) -> usize {
-        self.streams.len()
+        self.streams.len() - self.admin.connections
+    }
+
+    /// Whose memory a stream takes.
+    fn budget_of(&mut self, of_operator: bool) -> &mut Budget {
+        if of_operator {
+            &mut self.admin.budget
+        } else {
+            &mut self.resources.budget
+        }
     }
 
     /// Adds a stream, unless there are as many as there may be or memory is short, and asks for its bytes. One that is to
     /// be dialled waits for its first [`Node::service`], which may already be its end.
     pub(crate) fn insert_stream(&mut self, mut stream: Stream<X>) -> Option<StreamId> {
-        if self.streams.is_full() {
+        let of_operator = stream.data.is_none();
+        if !of_operator && self.stream_count() >= self.max_streams {
             self.resources.counters.refused_streams_full += 1;
             return None;
         }
         stream.held = stream.charge() + stream.lead.len();
-        if !self.resources.budget.charge(stream.held) {
+        if !self.budget_of(of_operator).charge(stream.held) {
             self.resources.counters.refused_memory += 1;
             return None;
         }
         let is_connected = stream.connected;
         let inserted = self.streams.insert_with(|_| stream)?;
+        self.admin.connections += usize::from(of_operator);
         let id = StreamId {
             index: inserted.index,
             generation: inserted.generation,
@@ -228,12 +272,15 @@ impl<X, E> Node<X, E> {
             return false;
         };
         let held = stream.charge() + bytes;
-        if !self.resources.budget.recharge(stream.held, held) {
+        let (before, of_operator) = (stream.held, stream.data.is_none());
+        if !self.budget_of(of_operator).recharge(before, held) {
             self.resources.counters.refused_memory += 1;
             self.drop_stream(id, End::Dropped);
             return false;
         }
-        stream.held = held;
+        if let Some(stream) = self.streams.get_mut(key(id)) {
+            stream.held = held;
+        }
         true
     }
 
@@ -473,7 +520,9 @@ impl<X, E> Node<X, E> {
         let Some(stream) = self.streams.remove(key(id)) else {
             return;
         };
-        self.resources.budget.release(stream.held);
+        let of_operator = stream.data.is_none();
+        self.budget_of(of_operator).release(stream.held);
+        self.admin.connections -= usize::from(of_operator);
         self.stream_deadlines.clear(id);
         if let Some(flow) = stream.flow {
             self.stack.release(flow, reset, &mut self.resources);
@@ -484,12 +533,14 @@ impl<X, E> Node<X, E> {
             to_socket,
             ..
         } = stream;
-        self.ended.push_back(Ended {
-            data,
-            end,
-            from_socket,
-            to_socket,
-        });
+        if let Some(data) = data {
+            self.ended.push_back(Ended {
+                data,
+                end,
+                from_socket,
+                to_socket,
+            });
+        }
     }
 }
 

@@ -70,6 +70,8 @@ pub(super) enum Role {
     Shared(Ingress),
     /// For this lease.
     Port(LeaseId),
+    /// They are operators.
+    Admin,
 }
 
 /// What a relay keeps with a visitor's connection.
@@ -106,16 +108,17 @@ impl Relay {
         local: SocketAddr,
     ) -> Option<StreamId> {
         let role = self.listeners.get(listener_key(listener))?.role;
+        let (ingress, lease) = match role {
+            Role::Admin => return self.node.accept_operator(now),
+            Role::Shared(ingress) => (Some(ingress), None),
+            Role::Port(lease) => (None, Some(lease)),
+        };
         let source = source_prefix(remote.ip());
         let of_source = self.sources.get(&source).copied().unwrap_or(0);
         if of_source >= self.config.visitors_per_source {
             self.node.resources.counters.refused_visitor_source += 1;
             return None;
         }
-        let ingress = match role {
-            Role::Shared(ingress) => Some(ingress),
-            Role::Port(_) => None,
-        };
         let visitor = Visitor {
             source,
             remote,
@@ -124,8 +127,8 @@ impl Relay {
             lease: None,
             public: String::new(),
         };
-        let id = match role {
-            Role::Shared(ingress) => {
+        let id = match ingress {
+            Some(ingress) => {
                 let limit = match ingress {
                     Ingress::Http => http::MAX_LEN,
                     Ingress::Https => sni::MAX_LEN,
@@ -136,12 +139,12 @@ impl Relay {
                 }
                 id
             }
-            Role::Port(_) => self.node.insert_stream(Stream::with_head(visitor, 0)),
+            None => self.node.insert_stream(Stream::with_head(visitor, 0)),
         };
         let id = id?;
         *self.sources.entry(source).or_default() += 1;
         self.node.resources.counters.visitors_accepted += 1;
-        if let Role::Port(lease) = role {
+        if let Some(lease) = lease {
             self.carry(now, id, lease, Wish::default());
         }
         Some(id)
@@ -155,7 +158,7 @@ impl Relay {
         let (Some(head), is_over) = (stream.head(), stream.head_is_over()) else {
             return;
         };
-        match stream.data.ingress {
+        match stream.data.as_ref().and_then(|visitor| visitor.ingress) {
             Some(Ingress::Http) => match http::parse(head) {
                 Ok(http::Parsed::Complete(request)) => self.route_http(now, id, &request),
                 Ok(http::Parsed::Incomplete) if !is_over => {}
@@ -272,14 +275,14 @@ impl Relay {
         let Some(overlay) = self.node.wg.overlay(peer) else {
             return self.node.drop_stream(id, End::Dropped);
         };
-        let Some(stream) = self.node.stream_mut(id) else {
+        let Some(visitor) = self.node.stream_mut(id).and_then(|stream| stream.data.as_mut()) else {
             return;
         };
-        stream.data.public = public;
-        stream.data.lease = Some(lease_id);
+        visitor.public = public;
+        visitor.lease = Some(lease_id);
         lease.visitors += 1;
+        let (source, destination) = (visitor.remote, visitor.local);
         self.leases.came(lease_id);
-        let (source, destination) = (stream.data.remote, stream.data.local);
         let mut unique_id = self.node.random.u64().to_be_bytes().to_vec();
         unique_id.extend(self.node.random.u64().to_be_bytes());
         let header = ProxyHeader {
@@ -333,7 +336,7 @@ impl Relay {
 
     /// A visitor took too long to say what it wants, or to close after it was answered.
     pub(super) fn visitor_overdue(&mut self, id: StreamId) {
-        if self.plain_overdue(id) {
+        if self.node.operator_overdue(id) || self.plain_overdue(id) {
             return;
         }
         let Some(stream) = self.node.stream(id) else {

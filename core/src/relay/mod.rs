@@ -19,6 +19,7 @@ use self::ingress::{Listener, Role, Visitor};
 use self::leases::Leases;
 use self::plain::PlainPeers;
 use self::sessions::Sessions;
+use crate::admin::{self, Operated};
 use crate::batch::TransmitBatch;
 use crate::budget::BufferClass;
 use crate::control::{Kind, RefusalCode};
@@ -29,6 +30,7 @@ use crate::metrics;
 use crate::node::{DEFAULT_MTU, End, Ended, Limits, Node, NodeEvent, Owned, StreamMut};
 use crate::seed::Map;
 use crate::stack::Owner;
+use crate::status::Status;
 use crate::table::{Key, Table};
 use crate::wg::{PeerId, WgEvent};
 
@@ -51,6 +53,8 @@ pub struct RelayConfig {
     pub http: Option<SocketAddr>,
     /// Where TLS visitors come in.
     pub https: Option<SocketAddr>,
+    /// Where operators ask how it is: see [`Relay::status`]. There is no password.
+    pub admin: Option<SocketAddr>,
     /// The ports given out for the kinds `tcp` and `udp`.
     pub ports: Option<RangeInclusive<u16>>,
     /// The address on which those ports are opened.
@@ -88,6 +92,7 @@ impl RelayConfig {
             domain,
             http: None,
             https: None,
+            admin: None,
             ports: None,
             ports_ip: IpAddr::from([0, 0, 0, 0]),
             access: Access::Granted(Vec::new()),
@@ -119,6 +124,18 @@ pub enum RelayEvent {
     ListenFailed {
         /// Which one.
         ingress: Ingress,
+        /// Where.
+        addr: SocketAddr,
+        /// Why.
+        error: io::ErrorKind,
+    },
+    /// The listener for operators is open.
+    AdminListening {
+        /// Where.
+        local: SocketAddr,
+    },
+    /// The listener for operators could not be opened.
+    AdminFailed {
         /// Where.
         addr: SocketAddr,
         /// Why.
@@ -264,7 +281,7 @@ impl Relay {
         node.stack.serve(crate::control::PORT, BufferClass::SMALLEST);
         let mut relay = Self {
             instance: node.random.u64(),
-            listeners: Table::new(2 + usize::from(u16::MAX)),
+            listeners: Table::new(3 + usize::from(u16::MAX)),
             leases: Leases::new(
                 config.limits.peers.saturating_mul(config.leases_per_key),
                 config.bindings.clone(),
@@ -281,6 +298,10 @@ impl Relay {
             if let Some(addr) = addr {
                 relay.listen(Role::Shared(ingress), addr, Transport::Tcp);
             }
+        }
+        if let Some(addr) = relay.config.admin {
+            relay.node.admin.enable(&mut relay.node.resources);
+            relay.listen(Role::Admin, addr, Transport::Tcp);
         }
         relay.add_plain_peers(now);
         for (key, remote) in std::mem::take(&mut relay.config.recent) {
@@ -419,6 +440,7 @@ impl Relay {
                 self.announce_plain_names(ingress);
             }
             Some(Role::Port(lease)) => self.announce(lease),
+            Some(Role::Admin) => self.node.event(RelayEvent::AdminListening { local }),
             None => {}
         }
     }
@@ -434,6 +456,10 @@ impl Relay {
                 error,
             }),
             Role::Port(lease) => self.port_failed(lease, error),
+            Role::Admin => self.node.event(RelayEvent::AdminFailed {
+                addr: failed.addr,
+                error,
+            }),
         }
     }
 
@@ -511,7 +537,9 @@ impl Owned for Relay {
     }
 
     fn head_grew(&mut self, now: Instant, id: StreamId) {
-        self.route(now, id);
+        if !admin::head_grew(self, now, id) {
+            self.route(now, id);
+        }
         self.settle(now);
     }
 
@@ -524,6 +552,20 @@ impl Owned for Relay {
                 NodeEvent::Ended(ended) => self.ended(ended),
             }
         }
+    }
+}
+
+impl Operated for Relay {
+    fn metrics_text(&self) -> String {
+        self.metrics()
+    }
+
+    fn why_not_ready(&self) -> Option<String> {
+        self.not_ready()
+    }
+
+    fn status_now(&self, now: Instant) -> Status {
+        Status::Relay(self.status(now))
     }
 }
 

@@ -53,6 +53,35 @@ impl World {
         Some(self.relays[relay].socket(id))
     }
 
+    /// Somebody with a literal script connects to a TCP port of a machine, such as that for operators. `None` if nothing
+    /// listens or the machine refuses.
+    pub fn connect(&mut self, host: HostId, port: u16) -> Option<StreamId> {
+        let remote = VISITOR_ADDR.parse().expect("an address");
+        match host {
+            HostId::Relay(relay) => {
+                let id = self.accept(relay, port, remote)?;
+                self.relays[relay].insert(id, Socket::literal());
+                Some(id)
+            }
+            HostId::Agent(agent) => {
+                let host = &mut self.agents[agent];
+                let listener = host.listener(port, Transport::Tcp).filter(|_| host.on)?;
+                let local = SocketAddr::new(host.addr.ip(), port);
+                let id = host.machine.accept(self.now, listener, remote, local)?;
+                host.insert(id, Socket::literal());
+                Some(id)
+            }
+        }
+    }
+
+    /// A socket of a machine, to change its script.
+    pub fn socket(&mut self, host: HostId, id: StreamId) -> &mut Socket {
+        match host {
+            HostId::Relay(relay) => self.relays[relay].socket(id),
+            HostId::Agent(agent) => self.agents[agent].socket(id),
+        }
+    }
+
     /// The socket of a visitor of relay 0.
     pub fn visitor(&mut self, id: StreamId) -> &mut Socket {
         self.relays[0].socket(id)
