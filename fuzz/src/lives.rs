@@ -81,10 +81,7 @@ pub fn core_ops(data: &[u8]) {
                 world.restart_relay(0, memory);
             }
             Happening::Revoke => allow(&mut world, Access::Granted(Vec::new())),
-            Happening::Grant => allow(
-                &mut world,
-                Access::Granted(vec![Grant::all(agent_key(0).public_key())]),
-            ),
+            Happening::Grant => allow(&mut world, Access::Granted(vec![Grant::all(agent_key(0).public_key())])),
             Happening::Offer { names } => {
                 let services = (0..=names % 3).map(tcp).collect();
                 let now = world.now;
@@ -95,7 +92,10 @@ pub fn core_ops(data: &[u8]) {
         world.check_invariants();
         for visit in &visits {
             if let Some(socket) = world.relays[0].sockets.get(&visit.id) {
-                assert!(visit.said.starts_with(&socket.received), "an echo is a prefix of what was said");
+                assert!(
+                    visit.said.starts_with(&socket.received),
+                    "an echo is a prefix of what was said"
+                );
             }
         }
     }

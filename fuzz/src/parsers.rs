@@ -33,7 +33,11 @@ pub fn proxy_header(data: &[u8]) {
             }
         }
         Ok(proxy::Parsed::Incomplete) => assert!(data.len() < proxy::MAX_LEN),
-        Err(error) => assert_eq!(proxy::parse(&[data, b"more"].concat()), Err(error), "an error stays one"),
+        Err(error) => assert_eq!(
+            proxy::parse(&[data, b"more"].concat()),
+            Err(error),
+            "an error stays one"
+        ),
     }
 }
 
@@ -121,7 +125,10 @@ pub fn http_head(data: &[u8]) {
     {
         let field = String::from_utf8_lossy(field.value).to_ascii_lowercase();
         // An IPv6 address is written in one way here, and in many by others.
-        assert!(field.starts_with(host.as_str()) || field.starts_with('['), "{host:?} is not in {field:?}");
+        assert!(
+            field.starts_with(host.as_str()) || field.starts_with('['),
+            "{host:?} is not in {field:?}"
+        );
     }
 }
 
@@ -135,7 +142,10 @@ pub fn names_and_uris(data: &[u8]) {
     let (pattern, label) = text.split_once('\n').unwrap_or((&text, ""));
     if let Ok(pattern) = pattern.parse::<LabelPattern>() {
         assert!(!pattern.matches(label) || check_label(label).is_ok());
-        assert_eq!(pattern.matches(label), matches_slowly(&pattern.to_string(), label) && check_label(label).is_ok());
+        assert_eq!(
+            pattern.matches(label),
+            matches_slowly(&pattern.to_string(), label) && check_label(label).is_ok()
+        );
     }
 }
 
