@@ -65,6 +65,11 @@ impl Budget {
         true
     }
 
+    /// Charges what is there already and cannot be refused, beyond the limit too.
+    pub(crate) fn charge_regardless(&mut self, bytes: usize) {
+        self.used += bytes;
+    }
+
     /// Gives back what was charged.
     pub(crate) fn release(&mut self, bytes: usize) {
         debug_assert!(bytes <= self.used, "more released than was charged");

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use portal_core::{AgentEvent, Counters, Kind, RefusalCode, RelayConfig, Service, StreamId};
-use portal_sim::{TargetScript, World, agent_config, pattern, relay_config, service};
+use portal_core::identity::PublicKey;
+use portal_core::{AgentEvent, Binding, Counters, Kind, RefusalCode, RelayConfig, Service, StreamId};
+use portal_sim::{TargetScript, World, agent_config, agent_key, pattern, relay_config, service};
 
 /// An arbitrary origin for the virtual clock.
 #[expect(clippy::disallowed_methods, reason = "never compared with another clock")]
@@ -152,6 +153,76 @@ fn leases_of_a_key_are_bounded() {
     assert_eq!(world.relays[0].machine.census().leases, 2);
 }
 
+/// A relay on which so many names and ports belong to a key already.
+fn relay_with_bindings(of: PublicKey, names: u32, ports: u16) -> RelayConfig {
+    let names = (0..names).map(|number| Binding::Name {
+        name: format!("n{number}"),
+        key: of,
+    });
+    let ports = (0..ports).map(|number| Binding::Port {
+        port: 30_000 + number,
+        key: of,
+        service: format!("service {number}"),
+    });
+    RelayConfig {
+        bindings: names.chain(ports).collect(),
+        ..relay_config(0)
+    }
+}
+
+#[test]
+fn names_and_ports_of_a_key_are_bounded() {
+    let agent = || agent_config(0, 0, vec![service(Kind::Http, 3000), service(Kind::Tcp, 3001)]);
+    let key = agent_key(0).public_key();
+    let mut world = World::pair(origin(), relay_with_bindings(key, 200, 56), agent());
+    let (code, message) = refused(&mut world);
+    assert_eq!(code, RefusalCode::LimitReached);
+    assert!(message.contains("this key holds 256 names and ports"), "{message}");
+    world.run(Duration::from_secs(1));
+    let census = world.relays[0].machine.census();
+    assert_eq!((census.leases, census.bindings), (0, 256));
+    assert_eq!(counters(&world).leases_refused, 2);
+
+    // With one place left, one of the two services gets it; and it is the key's for good.
+    let mut world = World::pair(origin(), relay_with_bindings(key, 199, 56), agent());
+    assert_eq!(refusal(&mut world), RefusalCode::LimitReached);
+    assert_eq!(world.relays[0].machine.census().leases, 1);
+    world.restart_agent(0);
+    world.run_until("the same again", |world| world.public(0).is_some());
+    assert_eq!(refusal(&mut world), RefusalCode::LimitReached);
+    assert_eq!(world.relays[0].machine.census().bindings, 256);
+    world.check_invariants();
+
+    // Another key is not concerned.
+    let mut world = World::pair(
+        origin(),
+        relay_with_bindings(agent_key(7).public_key(), 200, 56),
+        agent(),
+    );
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.relays[0].machine.census().leases, 2);
+}
+
+#[test]
+fn names_and_ports_in_all_are_bounded() {
+    const MOST: u32 = 65_536;
+    let asked = vec![service(Kind::Http, 3000)];
+    let config = relay_with_bindings(agent_key(7).public_key(), MOST, 0);
+    let mut world = World::pair(origin(), config, agent_config(0, 0, asked));
+    let (code, message) = refused(&mut world);
+    assert_eq!(code, RefusalCode::LimitReached);
+    assert!(message.contains("the relay 65536"), "{message}");
+
+    // A name that follows from the key belongs to it anyway.
+    let derived = vec![Service {
+        name: None,
+        ..service(Kind::Http, 3000)
+    }];
+    let config = relay_with_bindings(agent_key(7).public_key(), MOST, 0);
+    let mut world = World::pair(origin(), config, agent_config(0, 0, derived));
+    world.run_until("the lease", |world| world.public(0).is_some());
+}
+
 #[test]
 fn ports_run_out_by_name() {
     let mut config = relay_config(0);
@@ -257,9 +328,14 @@ fn a_target_that_never_reads_holds_no_more_than_its_buffers() {
 
 /// The first refusal the agent is told.
 fn refusal(world: &mut World) -> RefusalCode {
+    refused(world).0
+}
+
+/// The same with what it says.
+fn refused(world: &mut World) -> (RefusalCode, String) {
     let refused = |world: &World| {
         world.agents[0].events.iter().find_map(|event| match event {
-            AgentEvent::Refused { code, .. } => Some(code.clone()),
+            AgentEvent::Refused { code, message, .. } => Some((code.clone(), message.clone())),
             _ => None,
         })
     };

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::access::Refusal;
 use super::ingress::Ingress;
-use crate::budget::Budget;
 use crate::control::{Kind, RefusalCode};
 use crate::identity::{PublicKey, derived_name, derived_port};
 use crate::machine::{ListenerId, Transport};
 use crate::names::check_label;
+use crate::resources::Resources;
 use crate::status::Traffic;
 use crate::table::{Key, Table};
 use crate::wg::PeerId;
@@ -116,6 +116,8 @@ pub(crate) struct Leases {
 
 /// What a lease is charged: its entries and texts, rounded up.
 const LEASE_CHARGE: usize = 1024;
+/// What a binding is charged: its entry and its texts, rounded up.
+const BINDING_CHARGE: usize = 256;
 /// Names and ports that keys may hold for good. Far above what a relay of this size serves, and far below its memory.
 const MAX_BINDINGS: usize = 65_536;
 const MAX_BINDINGS_PER_KEY: usize = 256;
@@ -123,7 +125,9 @@ const MAX_BINDINGS_PER_KEY: usize = 256;
 const NAME_TRIES: u32 = 16;
 
 impl Leases {
-    pub(crate) fn new(capacity: usize, bindings: impl IntoIterator<Item = Binding>) -> Self {
+    /// Bindings of earlier runs are charged although the budget may have become too small for them: what belongs to
+    /// somebody is not given away. New things are refused then.
+    pub(crate) fn new(capacity: usize, bindings: impl IntoIterator<Item = Binding>, resources: &mut Resources) -> Self {
         let mut leases = Self {
             table: Table::new(capacity),
             carried: Traffic::default(),
@@ -138,6 +142,9 @@ impl Leases {
                 Binding::Port { port, key, service } => drop(leases.ports.insert(port, (key, service))),
             }
         }
+        resources
+            .budget
+            .charge_regardless(leases.binding_count() * BINDING_CHARGE);
         leases
     }
 
@@ -204,11 +211,12 @@ impl Leases {
         there.next().is_none().then_some(id)
     }
 
-    pub(crate) fn insert(&mut self, lease: Lease, budget: &mut Budget) -> Result<LeaseId, Refusal> {
+    pub(crate) fn insert(&mut self, lease: Lease, resources: &mut Resources) -> Result<LeaseId, Refusal> {
         let full = || Refusal::new(RefusalCode::LimitReached, "the relay holds as many leases as it may");
-        if self.table.is_full() || !budget.charge(LEASE_CHARGE) {
+        if self.table.is_full() {
             return Err(full());
         }
+        charge(LEASE_CHARGE, resources)?;
         let place = lease.place.clone();
         let id = LeaseId(
             self.table
@@ -219,16 +227,21 @@ impl Leases {
         Ok(id)
     }
 
-    pub(crate) fn remove(&mut self, id: LeaseId, budget: &mut Budget) -> Option<Lease> {
+    pub(crate) fn remove(&mut self, id: LeaseId, resources: &mut Resources) -> Option<Lease> {
         let (lease, _) = self.table.remove(id.0)?;
-        budget.release(LEASE_CHARGE);
+        resources.budget.release(LEASE_CHARGE);
         self.by_place.remove(&lease.place);
         Some(lease)
     }
 
-    /// What the leases are charged in all.
+    /// How many names and ports belong to keys, leased now or not.
+    pub(crate) fn binding_count(&self) -> usize {
+        self.names.len() + self.ports.len()
+    }
+
+    /// What the leases and bindings are charged in all.
     pub(crate) fn held(&self) -> usize {
-        self.table.len() * LEASE_CHARGE
+        self.table.len() * LEASE_CHARGE + self.binding_count() * BINDING_CHARGE
     }
 
     /// Finds a name for a service: the one asked for if the key may have it, or one derived from the key. Returns what
@@ -239,6 +252,7 @@ impl Leases {
         key: &PublicKey,
         service: &str,
         wanted: Option<&str>,
+        resources: &mut Resources,
     ) -> Result<(Place, Option<Binding>), Refusal> {
         let name = match wanted {
             Some(name) => {
@@ -279,8 +293,7 @@ impl Leases {
         if wanted.is_none() || self.names.contains_key(&name) {
             return Ok((place, None));
         }
-        let held = self.names.values().filter(|owner| *owner == key).count();
-        check_bindings(self.names.len(), held)?;
+        self.admit_binding(key, resources)?;
         self.names.insert(name.clone(), *key);
         Ok((place, Some(Binding::Name { name, key: *key })))
     }
@@ -293,6 +306,7 @@ impl Leases {
         service: &str,
         wanted: Option<u16>,
         range: &RangeInclusive<u16>,
+        resources: &mut Resources,
     ) -> Result<(Place, Option<Binding>), Refusal> {
         let mine = |owner: &(PublicKey, String)| owner.0 == *key && owner.1 == service;
         let port = match wanted {
@@ -347,8 +361,10 @@ impl Leases {
         if self.ports.get(&port).is_some_and(mine) {
             return Ok((place, None));
         }
-        let held = self.ports.values().filter(|owner| owner.0 == *key).count();
-        check_bindings(self.ports.len(), held)?;
+        // A port that changes hands is charged already.
+        if !self.ports.contains_key(&port) {
+            self.admit_binding(key, resources)?;
+        }
         self.ports.insert(port, (*key, service.to_owned()));
         Ok((
             place,
@@ -367,20 +383,37 @@ impl Leases {
     }
 
     /// The operating system refused a port: its binding is undone, and it is not picked again.
-    pub(crate) fn port_is_busy(&mut self, transport: Transport, port: u16) {
-        self.ports.remove(&port);
+    pub(crate) fn port_is_busy(&mut self, transport: Transport, port: u16, resources: &mut Resources) {
+        if self.ports.remove(&port).is_some() {
+            resources.budget.release(BINDING_CHARGE);
+        }
         self.busy.insert((transport, port), ());
+    }
+
+    /// Charges one more binding of a key, if it may have one.
+    fn admit_binding(&self, key: &PublicKey, resources: &mut Resources) -> Result<(), Refusal> {
+        let names = self.names.values().filter(|owner| *owner == key).count();
+        let ports = self.ports.values().filter(|owner| owner.0 == *key).count();
+        let (all, of_key) = (self.binding_count(), names + ports);
+        if all >= MAX_BINDINGS || of_key >= MAX_BINDINGS_PER_KEY {
+            return Err(Refusal::new(
+                RefusalCode::LimitReached,
+                format!("this key holds {of_key} names and ports and the relay {all}: more are not given out"),
+            ));
+        }
+        charge(BINDING_CHARGE, resources)
     }
 }
 
-fn check_bindings(all: usize, of_key: usize) -> Result<(), Refusal> {
-    if all >= MAX_BINDINGS || of_key >= MAX_BINDINGS_PER_KEY {
-        return Err(Refusal::new(
-            RefusalCode::LimitReached,
-            format!("this key holds {of_key} names or ports and the relay {all}: more are not given out"),
-        ));
+fn charge(bytes: usize, resources: &mut Resources) -> Result<(), Refusal> {
+    if resources.budget.charge(bytes) {
+        return Ok(());
     }
-    Ok(())
+    resources.counters.refused_memory += 1;
+    Err(Refusal::new(
+        RefusalCode::LimitReached,
+        "the relay's memory is used up: it may have more by --memory",
+    ))
 }
 
 #[cfg(test)]
@@ -391,14 +424,21 @@ mod tests {
         PublicKey::from_bytes([byte; 32])
     }
 
+    fn resources() -> Resources {
+        Resources::new(8 << 20)
+    }
+
     fn code<T>(result: Result<T, Refusal>) -> RefusalCode {
         result.err().expect("refused").code
     }
 
     #[test]
     fn a_requested_name_is_bound_to_its_key() {
-        let mut leases = Leases::new(8, []);
-        let (place, binding) = leases.pick_name(Ingress::Http, &key(1), "web", Some("shop")).unwrap();
+        let mut pool = resources();
+        let mut leases = Leases::new(8, [], &mut pool);
+        let (place, binding) = leases
+            .pick_name(Ingress::Http, &key(1), "web", Some("shop"), &mut pool)
+            .unwrap();
         assert_eq!(place, Place::Name(Ingress::Http, "shop".into()));
         assert_eq!(
             binding,
@@ -408,21 +448,21 @@ mod tests {
             })
         );
         assert_eq!(
-            code(leases.pick_name(Ingress::Https, &key(2), "web", Some("shop"))),
+            code(leases.pick_name(Ingress::Https, &key(2), "web", Some("shop"), &mut pool)),
             RefusalCode::NameTaken
         );
         assert_eq!(
-            code(leases.pick_name(Ingress::Https, &key(2), "web", Some("Shop"))),
+            code(leases.pick_name(Ingress::Https, &key(2), "web", Some("Shop"), &mut pool)),
             RefusalCode::NameInvalid
         );
-        let mut restarted = Leases::new(8, binding);
+        let mut restarted = Leases::new(8, binding, &mut pool);
         assert_eq!(
-            code(restarted.pick_name(Ingress::Http, &key(2), "web", Some("shop"))),
+            code(restarted.pick_name(Ingress::Http, &key(2), "web", Some("shop"), &mut pool)),
             RefusalCode::NameTaken
         );
         assert_eq!(
             restarted
-                .pick_name(Ingress::Http, &key(1), "web", Some("shop"))
+                .pick_name(Ingress::Http, &key(1), "web", Some("shop"), &mut pool)
                 .unwrap()
                 .1,
             None
@@ -431,47 +471,155 @@ mod tests {
 
     #[test]
     fn a_derived_name_is_stable_and_steps_aside_for_a_squatter() {
-        let mut leases = Leases::new(8, []);
-        let (first, _) = leases.pick_name(Ingress::Http, &key(1), "web", None).unwrap();
-        assert_eq!(leases.pick_name(Ingress::Http, &key(1), "web", None).unwrap().0, first);
+        let mut pool = resources();
+        let mut leases = Leases::new(8, [], &mut pool);
+        let (first, _) = leases
+            .pick_name(Ingress::Http, &key(1), "web", None, &mut pool)
+            .unwrap();
+        assert_eq!(
+            leases
+                .pick_name(Ingress::Http, &key(1), "web", None, &mut pool)
+                .unwrap()
+                .0,
+            first
+        );
         let Place::Name(_, name) = first.clone() else { panic!() };
-        let mut squatted = Leases::new(8, [Binding::Name { name, key: key(9) }]);
-        let (second, _) = squatted.pick_name(Ingress::Http, &key(1), "web", None).unwrap();
+        let mut squatted = Leases::new(8, [Binding::Name { name, key: key(9) }], &mut pool);
+        let (second, _) = squatted
+            .pick_name(Ingress::Http, &key(1), "web", None, &mut pool)
+            .unwrap();
         assert_ne!(first, second);
     }
 
     #[test]
     fn ports_are_stable_within_the_range_and_run_out_with_a_name() {
+        let mut pool = resources();
         let range = 100..=102;
-        let mut leases = Leases::new(8, []);
-        let (place, binding) = leases.pick_port(Transport::Tcp, &key(1), "db", None, &range).unwrap();
+        let mut leases = Leases::new(8, [], &mut pool);
+        let (place, binding) = leases
+            .pick_port(Transport::Tcp, &key(1), "db", None, &range, &mut pool)
+            .unwrap();
         assert!(binding.is_some());
         assert_eq!(
-            leases.pick_port(Transport::Tcp, &key(1), "db", None, &range).unwrap(),
+            leases
+                .pick_port(Transport::Tcp, &key(1), "db", None, &range, &mut pool)
+                .unwrap(),
             (place.clone(), None)
         );
         let Place::Port(_, port) = place else { panic!() };
         assert_eq!(
-            code(leases.pick_port(Transport::Tcp, &key(2), "x", Some(port), &range)),
+            code(leases.pick_port(Transport::Tcp, &key(2), "x", Some(port), &range, &mut pool)),
             RefusalCode::PortBusy
         );
         assert_eq!(
-            code(leases.pick_port(Transport::Tcp, &key(2), "x", Some(99), &range)),
+            code(leases.pick_port(Transport::Tcp, &key(2), "x", Some(99), &range, &mut pool)),
             RefusalCode::PortOutOfRange
         );
-        let second = leases.pick_port(Transport::Tcp, &key(2), "x", None, &range).unwrap().0;
-        let third = leases.pick_port(Transport::Udp, &key(3), "y", None, &range).unwrap().0;
+        let second = leases
+            .pick_port(Transport::Tcp, &key(2), "x", None, &range, &mut pool)
+            .unwrap()
+            .0;
+        let third = leases
+            .pick_port(Transport::Udp, &key(3), "y", None, &range, &mut pool)
+            .unwrap()
+            .0;
         assert_ne!(second, third);
-        let fourth = leases.pick_port(Transport::Tcp, &key(4), "z", None, &range).unwrap();
+        let fourth = leases
+            .pick_port(Transport::Tcp, &key(4), "z", None, &range, &mut pool)
+            .unwrap();
         assert!(fourth.1.is_some(), "a port that is bound but not leased changes hands");
         for port in range.clone() {
-            leases.port_is_busy(Transport::Tcp, port);
+            leases.port_is_busy(Transport::Tcp, port, &mut pool);
         }
-        let refused = leases.pick_port(Transport::Tcp, &key(1), "db", None, &range);
+        let refused = leases.pick_port(Transport::Tcp, &key(1), "db", None, &range, &mut pool);
         assert_eq!(
             code(refused),
             RefusalCode::LimitReached,
             "a port the system refused is not picked again"
         );
+    }
+
+    #[test]
+    fn bindings_are_charged_and_refused_when_memory_is_used_up() {
+        let name = |number: u32| Binding::Name {
+            name: format!("n{number}"),
+            key: key(9),
+        };
+        let mut pool = Resources::new(10 * BINDING_CHARGE);
+        let mut leases = Leases::new(8, (0..9).map(name), &mut pool);
+        assert_eq!(
+            (pool.budget.used(), leases.held()),
+            (9 * BINDING_CHARGE, 9 * BINDING_CHARGE)
+        );
+        leases
+            .pick_name(Ingress::Http, &key(1), "web", Some("one"), &mut pool)
+            .unwrap();
+        assert_eq!(
+            code(leases.pick_name(Ingress::Http, &key(1), "web", Some("two"), &mut pool)),
+            RefusalCode::LimitReached
+        );
+        let port = leases.pick_port(Transport::Tcp, &key(1), "db", None, &(100..=102), &mut pool);
+        assert_eq!(code(port), RefusalCode::LimitReached);
+        assert_eq!(pool.counters.refused_memory, 2);
+        assert_eq!(leases.held(), pool.budget.used());
+        assert!(
+            leases
+                .pick_name(Ingress::Http, &key(1), "web", Some("one"), &mut pool)
+                .is_ok(),
+            "what a key has costs nothing more"
+        );
+
+        let mut small = Resources::new(BINDING_CHARGE);
+        let mut kept = Leases::new(8, (0..9).map(name), &mut small);
+        assert_eq!(small.budget.used(), kept.held());
+        assert_eq!(
+            code(kept.pick_name(Ingress::Http, &key(1), "web", Some("n8"), &mut small)),
+            RefusalCode::NameTaken,
+            "no name is given away because the budget shrank"
+        );
+    }
+
+    #[test]
+    fn a_port_that_changes_hands_or_is_given_up_is_charged_once() {
+        let mut pool = resources();
+        let mut leases = Leases::new(8, [], &mut pool);
+        let range = 100..=100;
+        for byte in 1..=3 {
+            let picked = leases.pick_port(Transport::Tcp, &key(byte), "db", None, &range, &mut pool);
+            assert!(picked.unwrap().1.is_some());
+            assert_eq!((leases.binding_count(), pool.budget.used()), (1, BINDING_CHARGE));
+        }
+        leases.port_is_busy(Transport::Tcp, 100, &mut pool);
+        leases.port_is_busy(Transport::Udp, 100, &mut pool);
+        assert_eq!((leases.held(), pool.budget.used()), (0, 0));
+    }
+    #[test]
+    fn leases_in_all_are_bounded_and_charged() {
+        let lease = |port: u16| Lease {
+            peer: PeerId::for_tests(1),
+            key: key(1),
+            service: "db".into(),
+            kind: Kind::Tcp,
+            asked: (None, None),
+            place: Place::Port(Transport::Tcp, port),
+            service_port: 1024,
+            via: Via::Agent,
+            public: String::new(),
+            listener: None,
+            active: false,
+            visitors: 0,
+        };
+        let mut pool = resources();
+        let mut leases = Leases::new(1, [], &mut pool);
+        let id = leases.insert(lease(1), &mut pool).unwrap();
+        assert_eq!(code(leases.insert(lease(2), &mut pool)), RefusalCode::LimitReached);
+        assert_eq!((pool.budget.used(), leases.held()), (LEASE_CHARGE, LEASE_CHARGE));
+        assert!(leases.remove(id, &mut pool).is_some());
+        assert_eq!(pool.budget.used(), 0);
+
+        let mut poor = Resources::new(LEASE_CHARGE - 1);
+        let mut leases = Leases::new(1, [], &mut poor);
+        assert_eq!(code(leases.insert(lease(1), &mut poor)), RefusalCode::LimitReached);
+        assert_eq!(poor.counters.refused_memory, 1);
     }
 }

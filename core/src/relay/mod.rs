@@ -285,6 +285,7 @@ impl Relay {
             leases: Leases::new(
                 config.limits.peers.saturating_mul(config.leases_per_key),
                 config.bindings.clone(),
+                &mut node.resources,
             ),
             sessions: Sessions::new(),
             plain: PlainPeers::default(),
@@ -338,6 +339,11 @@ impl Relay {
             ("peers", "WireGuard peers.", census.peers as u64),
             ("agents", "Agents with a control channel.", census.agents as u64),
             ("leases", "Leases.", census.leases as u64),
+            (
+                "bindings",
+                "Names and ports that belong to keys.",
+                census.bindings as u64,
+            ),
             ("visitors", "Visitor connections.", census.visitors as u64),
             ("flows", "Flows in the tunnels.", census.flows as u64),
             (
@@ -361,6 +367,7 @@ impl Relay {
             peers: self.node.wg.len(),
             agents: self.sessions.len(),
             leases: self.leases.iter().count(),
+            bindings: self.leases.binding_count(),
             visitors: self.node.stream_count(),
             flows: self.node.stack.flow_count(),
         }
@@ -522,6 +529,8 @@ pub struct Census {
     pub agents: usize,
     /// Leases.
     pub leases: usize,
+    /// Names and ports that belong to keys, leased now or not.
+    pub bindings: usize,
     /// Visitor connections.
     pub visitors: usize,
     /// Flows in the tunnels.
@@ -683,3 +692,6 @@ fn listener_key(listener: ListenerId) -> Key {
         generation: listener.generation,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -390,11 +390,13 @@ impl Relay {
         let (kind, name, port) = (lease.kind, lease.name.as_deref(), lease.port);
         let service = format!("port {}", lease.target_port);
         // The binding holds for this run. It is not told: the configuration is what it comes from.
+        let resources = &mut self.node.resources;
         let picked = match Way::of(kind) {
-            Way::Shared(ingress) => self.leases.pick_name(ingress, &key, &service, name),
+            Way::Shared(ingress) => self.leases.pick_name(ingress, &key, &service, name, resources),
             Way::Port(transport) => {
                 let range = port.unwrap_or_default()..=port.unwrap_or_default();
-                self.leases.pick_port(transport, &key, &service, port, &range)
+                self.leases
+                    .pick_port(transport, &key, &service, port, &range, resources)
             }
         };
         let inserted = picked.and_then(|(place, _)| {
@@ -415,7 +417,7 @@ impl Relay {
                 visitors: 0,
             };
             let place = lease.place.clone();
-            let id = self.leases.insert(lease, &mut self.node.resources.budget)?;
+            let id = self.leases.insert(lease, &mut self.node.resources)?;
             Ok((id, place))
         });
         match inserted {

@@ -56,7 +56,7 @@ impl Relay {
         let Place::Port(transport, port) = lease.place else {
             return;
         };
-        self.leases.port_is_busy(transport, port);
+        self.leases.port_is_busy(transport, port, &mut self.node.resources);
         self.drop_lease(id);
         let Some(&flow) = self.sessions.greeted.get(&peer) else {
             return;
@@ -112,7 +112,8 @@ impl Relay {
         let (place, binding) = match Way::of(kind) {
             Way::Shared(ingress) => {
                 self.shared_port(kind, ingress)?;
-                self.leases.pick_name(ingress, &key, service, name)?
+                self.leases
+                    .pick_name(ingress, &key, service, name, &mut self.node.resources)?
             }
             Way::Port(transport) => {
                 let range = self.config.ports.clone().ok_or_else(|| {
@@ -123,9 +124,13 @@ impl Relay {
                         ),
                     )
                 })?;
-                self.leases.pick_port(transport, &key, service, port, &range)?
+                self.leases
+                    .pick_port(transport, &key, service, port, &range, &mut self.node.resources)?
             }
         };
+        if let Some(binding) = binding {
+            self.node.event(RelayEvent::Bound(binding));
+        }
         let public = self.public_address(kind, &place)?;
         let lease = Lease {
             peer,
@@ -141,13 +146,10 @@ impl Relay {
             active: false,
             visitors: 0,
         };
-        let id = self.leases.insert(lease, &mut self.node.resources.budget)?;
+        let id = self.leases.insert(lease, &mut self.node.resources)?;
         if let Some(session) = self.sessions.session_mut(peer) {
             session.leases.insert(id);
             session.next_service_port = service_port.checked_add(1).unwrap_or(FIRST_SERVICE_PORT);
-        }
-        if let Some(binding) = binding {
-            self.node.event(RelayEvent::Bound(binding));
         }
         match place {
             Place::Name(..) => self.announce(id),
@@ -246,7 +248,7 @@ impl Relay {
     }
 
     pub(super) fn drop_lease(&mut self, id: LeaseId) {
-        if let Some(lease) = self.leases.remove(id, &mut self.node.resources.budget)
+        if let Some(lease) = self.leases.remove(id, &mut self.node.resources)
             && let Some(listener) = lease.listener
         {
             self.associations.forget(listener, &mut self.node.resources);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use portal_core::{Access, Agent, Census, Machine, Relay};
-use portal_sim::{HostId, Impairments, Memory, Opening, Pace, SideId};
+use portal_core::{Access, Agent, Binding, Census, Machine, Relay};
+use portal_sim::{HostId, Impairments, Memory, Opening, Pace, SideId, agent_key};
 
 use crate::setup::{KINDS, Simulation, name};
 
@@ -239,9 +239,22 @@ impl Simulation {
             let mut config = self.world.relay_config_mut(number).clone();
             config.recent.clear();
             config.access = Access::Open;
-            let fresh = Relay::new(now, config).memory_used();
             let host = &mut self.world.relays[number];
-            assert_eq!(host.machine.census(), Census::default());
+            // Only what belongs to keys stays. Which names those are makes no difference to the charge.
+            let bindings = host.machine.census().bindings;
+            let key = agent_key(0).public_key();
+            config.bindings = (0..bindings)
+                .map(|number| Binding::Name {
+                    name: format!("n{number}"),
+                    key,
+                })
+                .collect();
+            let fresh = Relay::new(now, config).memory_used();
+            let census = Census {
+                bindings,
+                ..Census::default()
+            };
+            assert_eq!(host.machine.census(), census);
             assert_eq!(host.machine.memory_used(), fresh);
             assert_eq!(host.machine.poll_timeout(), None);
             assert_eq!(host.listeners.len(), 2, "only the shared ones are open");

@@ -1,0 +1,125 @@
+//! What an agent of ours never does: a client made of the tunnel's layers alone.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::{Relay, RelayConfig};
+use crate::batch::TransmitBatch;
+use crate::budget::BufferClass;
+use crate::control::PORT;
+use crate::identity::SecretKey;
+use crate::machine::{Machine, Path};
+use crate::node::{Limits, Node};
+use crate::relay::Access;
+use crate::stack::{FlowId, Owner};
+use crate::timers::tests::some_instant;
+use crate::wg::PeerId;
+
+/// A relay, and a peer of it that opens what connections it likes.
+struct Ends {
+    now: Instant,
+    relay: Relay,
+    client: Node<(), ()>,
+    peer: PeerId,
+}
+
+const RELAY: [u8; 32] = [1; 32];
+const CLIENT: [u8; 32] = [2; 32];
+
+impl Ends {
+    fn new() -> Self {
+        let now = some_instant();
+        let mut config = RelayConfig::new(SecretKey::from_bytes(RELAY), RELAY, "relay.test".into());
+        config.access = Access::Open;
+        let key = config.secret.public_key();
+        let secret = SecretKey::from_bytes(CLIENT);
+        let mut client = Node::new(now, &secret, config.mtu, &Limits::default(), false, CLIENT);
+        let path = path("203.0.113.1:51820");
+        let peer = client.wg.add_peer(now, key, Some(path), &mut client.resources);
+        let peer = peer.expect("room for a peer");
+        client.wg.call(now, peer, false);
+        Self {
+            now,
+            relay: Relay::new(now, config),
+            client,
+            peer,
+        }
+    }
+
+    /// Time passes, a millisecond at a time.
+    fn run(&mut self, milliseconds: u64) {
+        for _ in 0..milliseconds {
+            self.now += Duration::from_millis(1);
+            let mut batch = TransmitBatch::new(16, 2000);
+            while self.client.poll_transmit(self.now, &mut batch) {
+                let stride = batch.segment_size().unwrap_or(batch.contents().len());
+                let mut bytes = batch.contents().to_vec();
+                self.relay
+                    .handle_datagram(self.now, path("192.0.2.7:40000"), &mut bytes, stride);
+            }
+            while self.relay.poll_action().is_some() {}
+            while self.relay.poll_transmit(self.now, &mut batch) {
+                let stride = batch.segment_size().unwrap_or(batch.contents().len());
+                self.client.handle_datagram(
+                    self.now,
+                    path("203.0.113.1:51820"),
+                    batch.contents(),
+                    stride,
+                    |_, _, _, _| {},
+                );
+            }
+            while self.client.poll_event().is_some() {}
+            if self.relay.poll_timeout().is_some_and(|(at, _)| at <= self.now) {
+                self.relay.handle_timeout(self.now);
+            }
+            self.client.handle_timeout(self.now);
+            self.relay.check_invariants();
+        }
+    }
+
+    fn open_channel(&mut self) -> FlowId {
+        let remote = SecretKey::from_bytes(RELAY).public_key().overlay_address();
+        let Node { stack, resources, .. } = &mut self.client;
+        let opened = stack.connect(
+            self.now,
+            self.peer,
+            remote,
+            PORT,
+            Owner::Channel,
+            BufferClass::SMALLEST,
+            resources,
+        );
+        opened.expect("room for a flow")
+    }
+
+    fn is_open(&self, flow: FlowId) -> bool {
+        let view = self.client.stack.view(flow);
+        view.is_some_and(|view| view.established && !view.broken && !view.remote_fin)
+    }
+}
+
+fn path(addr: &str) -> Path {
+    Path {
+        remote: addr.parse::<SocketAddr>().expect("an address"),
+        local_ip: None,
+    }
+}
+
+#[test]
+fn a_peer_has_four_control_channels_and_the_fifth_is_refused_by_name() {
+    let mut ends = Ends::new();
+    let flows: Vec<_> = (0..5).map(|_| ends.open_channel()).collect();
+    ends.run(50);
+    assert_eq!(ends.relay.counters().refused_channels, 1);
+    assert_eq!(ends.relay.sessions.channels.len(), 4);
+    let open: Vec<_> = flows.iter().map(|&flow| ends.is_open(flow)).collect();
+    assert_eq!(open.iter().filter(|&&open| open).count(), 4, "{open:?}");
+
+    // They say no hello, so they do not stay, and there is room again.
+    ends.run(11_000);
+    assert_eq!(ends.relay.sessions.channels.len(), 0);
+    let later = ends.open_channel();
+    ends.run(50);
+    assert!(ends.is_open(later));
+    assert_eq!(ends.relay.counters().refused_channels, 1);
+}
