@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use portal_core::{Access, AgentEvent, Grant, Kind, Machine, RelayEvent};
+use portal_core::{Access, AgentEvent, Grant, Kind, Machine, RelayEvent, Transport};
 use portal_sim::{Loss, Memory, World, agent_config, agent_key, pattern, relay_config, service};
 
 /// An arbitrary origin for the virtual clock.
@@ -130,6 +130,63 @@ fn a_cut_of_a_minute_loses_no_idle_connection() {
     assert!(!world.visitor(visitor).is_over());
 }
 
+/// Visitors knock from the moment the network is back, as people do.
+#[track_caller]
+fn assert_served_after_a_cut(cut: Duration, within: Duration) {
+    // Whatever the timers stood at when the network went: pings are ten seconds apart.
+    for phase in 0..20 {
+        let mut world = World::with_service(origin(), Kind::Tcp);
+        let before = world.public(0);
+        world.run(Duration::from_millis(5_000 + 530 * phase));
+        world.impair(0, |link| link.partitioned = true);
+        world.run(cut);
+        world.impair(0, |link| link.partitioned = false);
+        let back = world.now;
+        let mut answered = false;
+        while !answered && world.now < back + within {
+            let visitor = world.relays[0]
+                .listener(public_port(before.as_deref()), Transport::Tcp)
+                .and_then(|_| world.visit(public_port(before.as_deref())));
+            if let Some(visitor) = visitor {
+                world.say(visitor, b"anybody?");
+            }
+            world.run(Duration::from_millis(100));
+            answered = world.relays[0]
+                .sockets
+                .values()
+                .any(|socket| socket.received == b"anybody?");
+        }
+        assert!(answered, "not served {within:?} after a cut of {cut:?} (phase {phase})");
+        assert_eq!(world.public(0), before);
+    }
+}
+
+fn public_port(public: Option<&str>) -> u16 {
+    let port = public.and_then(|public| public.rsplit(':').next());
+    port.and_then(|port| port.parse().ok()).expect("a port")
+}
+
+#[test]
+fn after_a_cut_of_up_to_a_minute_visitors_are_served_within_three_seconds() {
+    for cut in [5, 15, 25, 40, 60] {
+        assert_served_after_a_cut(Duration::from_secs(cut), Duration::from_secs(3));
+    }
+}
+
+#[test]
+fn after_a_cut_of_ten_minutes_visitors_are_served_within_ten_seconds() {
+    assert_served_after_a_cut(Duration::from_secs(600), Duration::from_secs(10));
+}
+
+#[test]
+fn an_agent_without_visitors_for_ten_minutes_answers_the_first_at_once() {
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    world.run(Duration::from_secs(600));
+    // Three round trips of 20 ms: TCP inside the tunnel, the bytes, the end.
+    assert_served(&mut world, Duration::from_millis(100));
+    assert_eq!(grants(&world), 1, "it never lost its lease");
+}
+
 #[test]
 fn an_agent_that_moves_loses_no_running_transfer() {
     let mut world = World::with_service(origin(), Kind::Tcp);
@@ -251,11 +308,20 @@ fn half_an_hour_of_requests_crosses_ten_rekeys() {
 #[test]
 fn a_suspend_of_two_hours_is_survived() {
     let mut world = World::with_service(origin(), Kind::Tcp);
+    let before = world.public(0);
     world.run(Duration::from_secs(30));
     // Both clocks jump; nobody was polled meanwhile.
     world.jump(Duration::from_secs(7200));
     world.run(Duration::from_secs(20));
-    assert_served(&mut world, Duration::from_secs(2));
+    let awake = world.now;
+    for second in 0..1800 {
+        assert_served(&mut world, Duration::from_millis(500));
+        let next = awake + Duration::from_secs(second + 1);
+        while world.step(next) {}
+    }
+    assert_eq!(world.public(0), before);
+    let handshakes = world.relays[0].machine.counters().handshakes;
+    assert!(handshakes >= 10, "only {handshakes} handshakes");
 }
 
 #[test]

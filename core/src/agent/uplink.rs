@@ -26,6 +26,8 @@ pub(super) struct Uplink {
     silent_since: Instant,
     /// Channels that failed one after the other without a welcome.
     failures: u32,
+    /// The relay fell silent on a channel: only a handshake tells whether it is still there.
+    in_doubt: bool,
     relay_instance: Option<u64>,
     reported: u32,
     /// When services that were refused, and may be granted later, are asked for again.
@@ -58,9 +60,13 @@ enum State {
 
 /// How long a name lookup may take before it is asked for again.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(15);
-/// Calls go out this often at first, and then at growing intervals up to the longest.
+/// Calls go out this often at first, and then at growing intervals: in the first minutes so often that whoever waits for
+/// a network to come back does not notice, and later up to the longest.
 const CALL_FIRST: Duration = Duration::from_secs(1);
+const CALL_EAGER: Duration = Duration::from_secs(2);
 const CALL_LONGEST: Duration = Duration::from_secs(5);
+/// How long it is the first minutes.
+const EAGER_FOR: Duration = Duration::from_secs(120);
 /// Calls after which the person is told, and the name is looked up again.
 const CALLS_UNTIL_REPORT: u32 = 4;
 /// How long the channel may take to open and be greeted.
@@ -91,6 +97,7 @@ impl Uplink {
             attempts: 0,
             silent_since: now,
             failures: 0,
+            in_doubt: false,
             relay_instance: None,
             reported: 0,
             register_again: None,
@@ -184,9 +191,11 @@ impl Agent {
             }
             State::Calling => self.call(now),
             State::Greeting { .. } => {
+                self.uplink.in_doubt = true;
                 self.channel_lost(now, "the relay does not answer on the control channel");
             }
             State::Serving { unanswered, .. } if *unanswered >= PINGS_UNTIL_DOWN => {
+                self.uplink.in_doubt = true;
                 self.channel_lost(now, "the relay has stopped answering");
             }
             State::Serving { unanswered, .. } => {
@@ -233,6 +242,9 @@ impl Agent {
     }
 
     pub(super) fn tunnel_event(&mut self, now: Instant, event: WgEvent) {
+        if matches!(event, WgEvent::Up(_)) {
+            self.uplink.in_doubt = false;
+        }
         match event {
             WgEvent::Up(_) if matches!(self.uplink.state, State::Calling) => self.open_channel(now),
             // The relay called: it may have restarted. A ping finds out at once whether it still knows us.
@@ -420,7 +432,7 @@ impl Agent {
             self.uplink.due = now;
             return self.uplink_due(now);
         }
-        if self.node.wg.is_ready(self.relay) && self.uplink.failures < 2 {
+        if self.node.wg.is_ready(self.relay) && self.uplink.failures < 2 && !self.uplink.in_doubt {
             return self.open_channel(now);
         }
         self.uplink.state = State::Calling;
@@ -452,7 +464,12 @@ impl Agent {
         self.node.wg.call(now, self.relay, true);
         self.uplink.attempts += 1;
         let growth = 1u32 << (attempts / CALLS_UNTIL_REPORT).min(4);
-        let retry = (CALL_FIRST * growth).min(CALL_LONGEST) + self.jitter(CALL_FIRST / 4);
+        let longest = if now < self.uplink.silent_since + EAGER_FOR {
+            CALL_EAGER
+        } else {
+            CALL_LONGEST
+        };
+        let retry = (CALL_FIRST * growth).min(longest) + self.jitter(CALL_FIRST / 4);
         self.uplink.due = now + retry;
         if attempts > 0 && attempts.is_multiple_of(CALLS_UNTIL_REPORT) {
             self.resolve();
@@ -507,11 +524,13 @@ impl Agent {
     /// The control channel is of no use any more. Flows live on: if it was only the path, they go on later.
     fn channel_lost(&mut self, now: Instant, reason: &str) {
         let was_serving = matches!(self.uplink.state, State::Serving { .. });
+        // A channel that fell silent has waited long enough.
+        let at_once = was_serving || self.uplink.in_doubt;
         self.drop_channel();
         self.uplink.refusal = None;
         self.uplink.failures += 1;
         self.uplink.state = State::Waiting;
-        let retry = if was_serving { Duration::ZERO } else { self.backoff() };
+        let retry = if at_once { Duration::ZERO } else { self.backoff() };
         self.uplink.due = now + retry;
         if was_serving {
             self.node.event(AgentEvent::RelayDown {
@@ -528,7 +547,7 @@ impl Agent {
                 });
             }
         }
-        if was_serving {
+        if at_once {
             self.begin(now);
         }
     }
