@@ -1,10 +1,14 @@
 //! Files that must be whole or not there: written beside their place first, synced, then moved to it. And lines in them.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How the names of temporary files end.
+const SUFFIX: &str = ".tmp";
 
 /// Replaces a file, or makes it, for its owner only. After a crash it has the old contents or the new ones.
 ///
@@ -48,6 +52,23 @@ pub(crate) fn create(path: &Path, contents: &[u8]) -> io::Result<()> {
     sync_directory(path)
 }
 
+/// Removes what processes that were killed have left beside a file. The caller sees to it that nobody writes it now.
+pub(crate) fn remove_leftovers(path: &Path) {
+    let Some(name) = path.file_name() else { return };
+    let prefix = temporary_prefix(name);
+    let Ok(entries) = fs::read_dir(directory_of(path)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let (name, prefix) = (name.as_encoded_bytes(), prefix.as_encoded_bytes());
+        if name.starts_with(prefix) && name.ends_with(SUFFIX.as_bytes()) {
+            // One that cannot be removed does no harm.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Makes a directory for its owner only, with those above it.
 pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
@@ -61,9 +82,8 @@ pub(crate) fn line_of(text: &str, at: usize) -> usize {
 fn write_beside(path: &Path, contents: &[u8]) -> io::Result<(PathBuf, File)> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().ok_or(io::ErrorKind::IsADirectory)?);
-    name.push(format!(".{}-{number}.tmp", std::process::id()));
+    let mut name = temporary_prefix(path.file_name().ok_or(io::ErrorKind::IsADirectory)?);
+    name.push(format!("{}-{number}{SUFFIX}", std::process::id()));
     let temporary = path.with_file_name(name);
     // Left behind by a process of the same id that was killed.
     let _ = fs::remove_file(&temporary);
@@ -75,6 +95,14 @@ fn write_beside(path: &Path, contents: &[u8]) -> io::Result<(PathBuf, File)> {
     let written = file.write_all(contents).and_then(|()| file.sync_all());
     clean_up(&temporary, written)?;
     Ok((temporary, file))
+}
+
+/// How the names of a file's temporary ones begin.
+fn temporary_prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    prefix
 }
 
 fn clean_up(temporary: &Path, result: io::Result<()>) -> io::Result<()> {
@@ -115,6 +143,23 @@ mod tests {
             1,
             "nothing is left behind"
         );
+    }
+
+    #[test]
+    fn leftovers_of_one_file_are_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        replace(&path, b"one").unwrap();
+        for name in [".a.77-0.tmp", ".a.b.77-0.tmp.bak", ".ab.77-0.tmp", "a.77-0.tmp"] {
+            fs::write(directory.path().join(name), b"half").unwrap();
+        }
+        remove_leftovers(&path);
+        let mut left: Vec<_> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort_unstable();
+        assert_eq!(left, [".a.b.77-0.tmp.bak", ".ab.77-0.tmp", "a", "a.77-0.tmp"]);
     }
 
     #[test]

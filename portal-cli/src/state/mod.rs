@@ -59,7 +59,13 @@ impl StateDir {
     pub(crate) fn lock(&self) -> Result<File, StateError> {
         let file = self.lock_file("lock")?;
         match file.try_lock() {
-            Ok(()) => Ok(file),
+            Ok(()) => {
+                // Only the relay writes these, and this is the only one.
+                for name in ["bindings.json", "agents.json", "relay.key"] {
+                    files::remove_leftovers(&self.file(name));
+                }
+                Ok(file)
+            }
             Err(TryLockError::WouldBlock) => Err(StateError::InUse(self.path.clone())),
             Err(TryLockError::Error(error)) => Err(self.failed("locking")(error)),
         }
@@ -95,9 +101,10 @@ impl StateDir {
     pub(crate) fn edit_grants<T>(&self, edit: impl FnOnce(&mut Vec<Grant>) -> T) -> Result<T, StateError> {
         let lock = self.lock_file("grants.lock")?;
         lock.lock().map_err(self.failed("locking"))?;
+        let path = self.file("grants.toml");
+        files::remove_leftovers(&path);
         let mut grants = self.grants()?;
         let result = edit(&mut grants);
-        let path = self.file("grants.toml");
         let text = toml::to_string(&GrantsFile { grants }).map_err(|error| StateError::Write {
             path: path.clone(),
             source: io::Error::other(error),

@@ -89,6 +89,30 @@ impl Portal {
         }
     }
 
+    /// The next line on stdout, or `None` if it ends without another.
+    #[track_caller]
+    pub fn try_line(&self) -> Option<String> {
+        match self.out.recv_timeout(PATIENCE) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Timeout) => panic!("no line in time; stderr: {}", self.err()),
+            Err(RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    /// Whether the process is no more than a name.
+    pub fn has_ended(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        // The state stands behind the program's name, which may have spaces.
+        stat.rsplit(')')
+            .next()
+            .is_none_or(|rest| rest.trim_start().starts_with('Z'))
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What was said on stderr.
     pub fn err(&self) -> String {
         self.err.lock().unwrap().clone()
