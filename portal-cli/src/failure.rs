@@ -1,6 +1,7 @@
 //! How a command ends when it does not end well: one sentence for what failed and why, one for the mend, an exit code.
 
-use std::fmt;
+use std::path::Path;
+use std::{fmt, io};
 
 /// An error of one operation that knows how to be mended.
 pub(crate) trait Explain: std::error::Error {
@@ -49,6 +50,19 @@ impl Failure {
     pub(crate) fn exit(&self) -> Exit {
         self.exit
     }
+}
+
+/// The mend for an error that comes of a full disk.
+pub(crate) fn full_disk(path: &Path, error: &io::Error) -> Option<String> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded).then(|| {
+        format!(
+            "free some space there (`df -h {0}` shows what is left, `df -i {0}` the files), or name another place; what \
+             the file held before is untouched",
+            directory.display()
+        )
+    })
 }
 
 impl<E: Explain> From<E> for Failure {

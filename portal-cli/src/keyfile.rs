@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use portal_core::identity::{KeyError, PresharedKey, PublicKey, SecretKey};
 
-use crate::failure::{Exit, Explain};
+use crate::failure::{Exit, Explain, full_disk};
 use crate::files;
 
 /// A key file is 45 bytes; anything near this is something else.
@@ -169,7 +169,9 @@ impl Explain for KeyFileError {
             Self::Write { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 "make its directory first, or name another place".into()
             }
-            Self::Write { .. } => "name a place where this user may write".into(),
+            Self::Write { path, source } => {
+                full_disk(path, source).unwrap_or_else(|| "name a place where this user may write".into())
+            }
             Self::NotAFile(_) => "name a file made by `portal key new` or `wg genkey`".into(),
             Self::InUse(_) => "every running agent needs a key of its own: name another file with --key (it is made \
                                on first use, and needs its own grant)"

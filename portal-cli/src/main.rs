@@ -5,6 +5,7 @@ compile_error!("choose a runtime: the feature \"tokio\"");
 
 mod agent;
 mod cli;
+mod clock;
 mod commands;
 mod config;
 mod embedded;
@@ -45,6 +46,9 @@ fn main() -> ExitCode {
 
 fn run(Invocation { cli, given }: Invocation) -> Result<(), Failure> {
     process::start_logging()?;
+    if matches!(cli.command, Command::Expose(_) | Command::Agent(_) | Command::Relay(_)) {
+        clock::check();
+    }
     match cli.command {
         Command::Expose(args) => commands::expose::run(args, cli.output),
         Command::Agent(args) => commands::agent::run(args, given, cli.output),

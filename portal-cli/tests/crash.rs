@@ -274,7 +274,7 @@ fn a_relays_own_key_is_whole_or_made_again() {
         let state = home.join(format!("state-{attempts}"));
         let args = relay_args(state.to_str().unwrap(), &udp);
         let key = state.join("relay.key");
-        let relay = start_cut(home, cut, &[key.clone()], &args);
+        let relay = start_cut(home, cut, std::slice::from_ref(&key), &args);
         let killed = match relay.try_line() {
             Some(_) => was_killed(&relay.stop()),
             None => was_killed(&relay.wait()),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use portal_core::names::{LabelError, check_label};
 use portal_core::tls::{TlsAcceptor, TlsConnector};
 use portal_core::{Kind, Service, Target};
 use portal_runtime_tokio::Handlers;
@@ -172,6 +173,11 @@ fn kind(offer: &Offer, args: &ServiceArgs) -> Result<Kind, ServiceError> {
 /// Flags that contradict the kind or the target.
 fn check(offer: &Offer, kind: Kind, args: &ServiceArgs) -> Result<(), ServiceError> {
     let is_named = matches!(kind, Kind::Http | Kind::Https | Kind::Tls);
+    if let Some(name) = &args.name
+        && let Err(cause) = check_label(name)
+    {
+        return Err(ServiceError::Label(name.clone(), cause));
+    }
     if args.port.is_some() && is_named {
         return Err(ServiceError::Port(kind));
     }
@@ -200,6 +206,8 @@ enum ServiceError {
     Port(Kind),
     #[error("--name does not go with the kind {0}, whose visitors come by port")]
     Name(Kind),
+    #[error("the name {0:?} cannot be used: {1}")]
+    Label(String, LabelError),
     #[error("--kind {0} does not go with the target {1}")]
     Kind(Kind, String),
     #[error("--cert does not go with the kind {0}, for which no TLS ends here")]
@@ -217,6 +225,9 @@ impl Explain for ServiceError {
         Some(match self {
             Self::Port(_) => "use --name, or a tcp:// or udp:// target".into(),
             Self::Name(_) => "use --port, or an http:// or tls:// target".into(),
+            Self::Label(..) => {
+                "a name is one part of a host name: lower-case letters, digits and hyphens, as in --name blog-2".into()
+            }
             Self::Kind(..) => "http, https and tcp targets can be any of these kinds; tls targets can be tcp too, udp \
                                targets are udp, files and folders http or https"
                 .into(),

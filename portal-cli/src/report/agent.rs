@@ -238,19 +238,44 @@ impl AgentReport {
             self.target_of(id),
             foreign(message)
         );
+        let help = self.refusal_help(&code);
         // Other services may do well.
         let passing = code.may_pass();
         if self.once || self.sole && !passing {
-            return Verdict::End(Hopeless { cause, help: None });
+            return Verdict::End(Hopeless {
+                cause,
+                help: Some(help),
+            });
         }
         let Some(service) = self.services.get_mut(id) else {
             return Verdict::GoOn;
         };
         if service.refusals.is_news(now, code, message) {
             let then = if passing { "; trying again" } else { "" };
-            say(Say::Problem(format!("{cause}{then}")));
+            say(Say::Problem(format!("{cause}{then}\n  help: {help}")));
         }
         Verdict::GoOn
+    }
+
+    /// The mend for a service that got no lease.
+    fn refusal_help(&self, code: &RefusalCode) -> String {
+        match code {
+            RefusalCode::NameTaken | RefusalCode::NameInvalid => {
+                "choose another name with --name, or none to be given one".into()
+            }
+            RefusalCode::PortBusy | RefusalCode::PortOutOfRange => {
+                "choose another port with --port, or none to be given one".into()
+            }
+            RefusalCode::NotGranted | RefusalCode::NotAllowed => {
+                format!(
+                    "on the relay's machine: portal grant {}, with what is to be allowed",
+                    self.key
+                )
+            }
+            RefusalCode::KindUnavailable => "start the relay with it, or expose the target in another way".into(),
+            RefusalCode::LimitReached => "end services that are not needed, or let the relay have more".into(),
+            _ => "update the older of the two, agent or relay".into(),
+        }
     }
 
     fn target_failed(&mut self, now: Instant, id: &str, target: &Target, error: DialError, say: &mut impl FnMut(Say)) {

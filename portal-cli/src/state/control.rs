@@ -48,7 +48,7 @@ pub(crate) fn ask(state: &StateDir, request: &Request) -> Result<Option<Answer>,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);
         }
-        Err(source) => return Err(ControlError { path, source }),
+        Err(source) => return Err(ControlError::reaching(path, source)),
     };
     let exchange = || -> io::Result<Answer> {
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -60,7 +60,9 @@ pub(crate) fn ask(state: &StateDir, request: &Request) -> Result<Option<Answer>,
         BufReader::new(stream.take(MAX_LINE)).read_line(&mut answer)?;
         Ok(serde_json::from_str(&answer)?)
     };
-    exchange().map(Some).map_err(|source| ControlError { path, source })
+    exchange()
+        .map(Some)
+        .map_err(|source| ControlError::reaching(path, source))
 }
 
 /// The relay's end. The socket's file goes when this is dropped.
@@ -85,7 +87,11 @@ impl ControlSocket {
         };
         match bind() {
             Ok(listener) => Ok(Self { listener, path }),
-            Err(source) => Err(ControlError { path, source }),
+            Err(source) => Err(ControlError {
+                step: "opening the relay's socket for `portal grant`,",
+                path,
+                source,
+            }),
         }
     }
 
@@ -115,10 +121,21 @@ impl Drop for ControlSocket {
 
 /// The socket cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("reaching the relay by its socket {}: {source}", .path.display())]
+#[error("{step} {}: {source}", .path.display())]
 pub(crate) struct ControlError {
+    step: &'static str,
     path: PathBuf,
     source: io::Error,
+}
+
+impl ControlError {
+    fn reaching(path: PathBuf, source: io::Error) -> Self {
+        Self {
+            step: "reaching the relay by its socket",
+            path,
+            source,
+        }
+    }
 }
 
 impl Explain for ControlError {

@@ -25,7 +25,7 @@ use portal_core::{Binding, Grant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Explain;
+use crate::failure::{Explain, full_disk};
 use crate::files::{self, line_of};
 
 pub(crate) use self::book::{Book, RecentAgent};
@@ -235,6 +235,13 @@ impl Explain for StateError {
             {
                 "run it as the user the relay runs as (or with sudo), or name another directory with --state-dir".into()
             }
+            Self::Directory { path, source, .. } if source.kind() == io::ErrorKind::AlreadyExists => format!(
+                "{} is a file; move it away, or name a directory with --state-dir",
+                path.display()
+            ),
+            Self::Directory { path, source, .. } if full_disk(path, source).is_some() => {
+                return full_disk(path, source);
+            }
             Self::Directory { .. } => "name another directory with --state-dir".into(),
             Self::InUse(_) => "stop that relay first, or give this one a directory of its own with --state-dir".into(),
             Self::NoHome => "name a directory with --state-dir".into(),
@@ -242,7 +249,8 @@ impl Explain for StateError {
                 "mend that line, or move {} away to start without it (what it held is forgotten then)",
                 path.display()
             ),
-            Self::Read { .. } | Self::Write { .. } => return None,
+            Self::Write { path, source } => return full_disk(path, source),
+            Self::Read { .. } => return None,
         })
     }
 }
