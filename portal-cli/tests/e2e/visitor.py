@@ -71,6 +71,18 @@ def echo(args: argparse.Namespace) -> str:
     return f"{len(text)} bytes"
 
 
+def idle(args: argparse.Namespace) -> str:
+    """A connection says something, then nothing for a while, then something again."""
+    with dial(args, "echo") as conn:
+        expect("greeting", read_line(conn), "ready")
+        for text in (b"before\n", b"after\n"):
+            conn.sendall(text)
+            expect("echo", read_line(conn), text.decode().strip())
+            if text == b"before\n":
+                time.sleep(args.hold)
+    return f"{args.hold:.0f} s"
+
+
 def half_close(args: argparse.Namespace) -> str:
     """FIN in one direction leaves the other open, both ways round."""
     args.size, args.seed = 3_000_001, 7
@@ -143,7 +155,7 @@ async def many_at_once(host: str, port: int, count: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("case", choices=("down", "up", "echo", "half-close", "reset", "many"))
+    parser.add_argument("case", choices=("down", "up", "echo", "idle", "half-close", "reset", "many"))
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     parser.add_argument("--size", type=int, default=1 << 30)
@@ -151,9 +163,10 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=0)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--text", default="")
+    parser.add_argument("--hold", type=float, default=0)
     parser.add_argument("--wait", type=float, default=WAIT)
     args = parser.parse_args()
-    cases = {"down": down, "up": up, "echo": echo, "half-close": half_close, "reset": reset}
+    cases = {"down": down, "up": up, "echo": echo, "idle": idle, "half-close": half_close, "reset": reset}
     try:
         if args.case == "many":
             print(asyncio.run(many_at_once(args.host, args.port, args.count)))
