@@ -176,7 +176,7 @@ fn misuse_ends_with_code_2() {
         home,
         &["grant", &key, "--kind", "smoke"],
         2,
-        &["smoke", "http, tls, tcp or udp"],
+        &["smoke", "tls, tcp or udp"],
     );
     case(
         home,

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use common::{PATIENCE, Portal, command, free_port, run};
@@ -140,10 +141,26 @@ fn no_secret_and_no_payload_is_in_logs_arguments_environments_or_state() {
     let home = home.path();
     let state = home.join("state");
     let udp = format!("127.0.0.1:{}", free_port());
+    // A plain peer whose secret the relay shares.
+    let shared_file = home.join("wg.psk");
+    let shared = portal_core::identity::SecretKey::from_bytes([0x5a; 32])
+        .to_base64()
+        .to_string();
+    fs::write(&shared_file, format!("{shared}\n")).unwrap();
+    fs::set_permissions(&shared_file, fs::Permissions::from_mode(0o600)).unwrap();
+    let config = home.join("relay.toml");
+    let peer = portal_core::identity::SecretKey::from_bytes([7; 32]).public_key();
+    let table = format!(
+        "[[peer]]\nkey = '{peer}'\npreshared-key = '{}'\nname = 'plain'\n",
+        shared_file.display()
+    );
+    fs::write(&config, table).unwrap();
     let relay = start(
         home,
         &[
             "relay",
+            "--config",
+            config.to_str().unwrap(),
             "--domain",
             "localhost",
             "--udp",
@@ -210,7 +227,7 @@ fn no_secret_and_no_payload_is_in_logs_arguments_environments_or_state() {
     broken.set_read_timeout(Some(PATIENCE)).unwrap();
     let _ = broken.read_to_end(&mut Vec::new());
 
-    let key_files = [state.join("relay.key"), web_key, tcp_key];
+    let key_files = [state.join("relay.key"), web_key, tcp_key, shared_file];
     let mut secrets: Vec<_> = key_files.iter().map(|path| Secret::of_key_file(path)).collect();
     let of_keys = secrets.len();
     secrets.extend(MARKERS.map(|marker| Secret::new(&format!("{marker:?}"), marker.as_bytes(), marker)));
