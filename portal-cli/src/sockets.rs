@@ -1,39 +1,23 @@
 //! The tunnel's UDP socket, free ports, and what to say when the system refuses an address.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use portal_core::Transport;
-use socket2::{Domain, Protocol, Socket, Type};
+pub(crate) use portal_runtime_tokio::usable;
 
 use crate::failure::Explain;
 
 /// Binds a UDP socket; one on `[::]` takes IPv4 as well, and falls back to it where the machine has no IPv6.
 pub(crate) fn bind_udp(addr: SocketAddr) -> Result<UdpSocket, BindError> {
-    let bind = |addr: SocketAddr| -> io::Result<UdpSocket> {
-        let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-        if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
-            socket.set_only_v6(false)?;
-        }
-        socket.bind(&addr.into())?;
-        Ok(socket.into())
-    };
     let addr = usable(addr);
-    bind(addr).map_err(|error| BindError {
+    portal_runtime_tokio::bind_udp(addr).map_err(|error| BindError {
         what: "agents",
         flag: "--udp",
         transport: Transport::Udp,
         addr,
         error: error.kind(),
     })
-}
-
-/// The address itself, or every IPv4 address instead of `[::]` where the machine has no IPv6.
-pub(crate) fn usable(addr: SocketAddr) -> SocketAddr {
-    if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_err() {
-        return (Ipv4Addr::UNSPECIFIED, addr.port()).into();
-    }
-    addr
 }
 
 /// The address itself, or with a free TCP port if it has port 0: the public address needs the number beforehand.

@@ -31,7 +31,7 @@ const MAX_NAMES: usize = 256;
 const UNIX_RETRY: Duration = Duration::from_millis(5);
 const UNIX_RETRY_MAX: Duration = Duration::from_millis(200);
 
-type Handler = Arc<dyn Fn(UnixStream) + Send + Sync>;
+type Handler = Arc<dyn Fn(UnixStream) -> Result<(), DialError> + Send + Sync>;
 
 /// Targets inside the program, dialled by [`Target::Handler`](portal_core::Target::Handler): no port is opened for them.
 ///
@@ -59,6 +59,18 @@ impl Handlers {
     /// the name from now on, on the driver's task, so it must not wait: it spawns a task and returns. When the driver
     /// ends, these connections end.
     pub fn set(&self, name: impl Into<String>, handler: impl Fn(UnixStream) + Send + Sync + 'static) {
+        self.set_refusing(name, move |stream| {
+            handler(stream);
+            Ok(())
+        });
+    }
+
+    /// Adds a handler that may refuse a connection, by saying why.
+    pub(crate) fn set_refusing(
+        &self,
+        name: impl Into<String>,
+        handler: impl Fn(UnixStream) -> Result<(), DialError> + Send + Sync + 'static,
+    ) {
         self.write().insert(name.into(), Arc::new(handler));
     }
 
@@ -72,7 +84,7 @@ impl Handlers {
         let handler = self.read().get(name).cloned().ok_or(DialError::Unsupported)?;
         let (ours, theirs) = UnixStream::pair().map_err(|error| dial_error(&error))?;
         // Not under the lock: a handler may change the set.
-        handler(theirs);
+        handler(theirs)?;
         Ok(Socket::Unix(ours))
     }
 

@@ -59,6 +59,11 @@ impl<M> Handle<M> {
         self.shared.ready.wake();
     }
 
+    /// Whether a shutdown was asked for.
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.shared.shutdowns() > 0
+    }
+
     /// The counters as of the end of the last turn.
     #[must_use]
     pub fn stats(&self) -> Stats {

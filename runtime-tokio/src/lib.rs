@@ -27,6 +27,10 @@
 //! cannot be cancelled: its thread of tokio's blocking pool ends when the system answers. A program that wants to leave
 //! sooner uses `Runtime::shutdown_background`.
 //!
+//! # For programs
+//!
+//! [`service`] is for those that want visitors and no machine to drive.
+//!
 //! # Example
 //!
 //! ```no_run
@@ -45,10 +49,12 @@
 
 mod actions;
 mod addr;
+mod bind;
 mod dial;
 mod driver;
 mod handle;
 mod listener;
+pub mod service;
 mod settings;
 mod stats;
 mod stream;
@@ -58,6 +64,7 @@ mod tunnel;
 mod udp;
 mod wake;
 
+pub use bind::{bind_udp, usable};
 pub use dial::Handlers;
 pub use driver::{Driver, Finished};
 pub use handle::{Events, Handle, Stopped};
