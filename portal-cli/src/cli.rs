@@ -1,6 +1,7 @@
 //! The command line.
 
 mod agent;
+mod completions;
 mod peer;
 mod service;
 mod wg_conf;
@@ -14,6 +15,7 @@ use portal_core::identity::{KeyError, PublicKey};
 use portal_core::names::LabelPattern;
 
 pub(crate) use self::agent::{AgentArgs, UplinkArgs};
+pub(crate) use self::completions::CompletionsArgs;
 pub(crate) use self::peer::{LeaseArgs, PeerArgs};
 pub(crate) use self::service::ServiceArgs;
 pub(crate) use self::wg_conf::WgConfArgs;
@@ -81,6 +83,9 @@ pub(crate) enum Command {
     /// overlay address. The relay's file names the peer in a [[peer]] table.
     #[command(after_help = wg_conf::EXAMPLES)]
     WgConf(WgConfArgs),
+    /// Print what a shell needs to complete portal's commands and flags
+    #[command(after_help = completions::EXAMPLES)]
+    Completions(CompletionsArgs),
 }
 
 const EXPOSE_EXAMPLES: &str = "\

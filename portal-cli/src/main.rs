@@ -57,5 +57,9 @@ fn run(Invocation { cli, given }: Invocation) -> Result<(), Failure> {
         Command::Grant(args) => commands::grant::grant(args, cli.output),
         Command::Revoke(args) => commands::grant::revoke(&args, cli.output),
         Command::WgConf(args) => commands::wg_conf::run(&args, cli.output),
+        Command::Completions(args) => {
+            commands::completions::run(&args, cli.output);
+            Ok(())
+        }
     }
 }

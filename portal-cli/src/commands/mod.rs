@@ -1,6 +1,7 @@
 //! The commands, one module each.
 
 pub(crate) mod agent;
+pub(crate) mod completions;
 pub(crate) mod expose;
 pub(crate) mod grant;
 pub(crate) mod key;
