@@ -1,5 +1,6 @@
 //! The command line.
 
+mod admin;
 mod agent;
 mod completions;
 mod peer;
@@ -14,6 +15,7 @@ use portal_core::Kind;
 use portal_core::identity::{KeyError, PublicKey};
 use portal_core::names::LabelPattern;
 
+pub(crate) use self::admin::AdminArgs;
 pub(crate) use self::agent::{AgentArgs, UplinkArgs};
 pub(crate) use self::completions::CompletionsArgs;
 pub(crate) use self::peer::{LeaseArgs, PeerArgs};
@@ -191,6 +193,8 @@ pub(crate) struct RelayArgs {
     #[arg(long, env = "PORTAL_MTU", default_value_t = portal_core::DEFAULT_MTU, hide_env_values = true,
         value_parser = clap::value_parser!(u16).range(1280..=1420))]
     pub(crate) mtu: u16,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
     #[command(flatten)]
     pub(crate) check: CheckArgs,
 }

@@ -51,6 +51,19 @@ pub(crate) struct BindError {
     pub(crate) error: io::ErrorKind,
 }
 
+impl BindError {
+    /// The address for operators was refused.
+    pub(crate) fn of_admin(addr: SocketAddr, error: io::ErrorKind) -> Self {
+        Self {
+            what: "operators",
+            flag: "--admin",
+            transport: Transport::Tcp,
+            addr,
+            error,
+        }
+    }
+}
+
 impl Explain for BindError {
     fn help(&self) -> Option<String> {
         let (flag, port) = (self.flag, self.addr.port());

@@ -1,7 +1,7 @@
 //! The values of flags that are more than a text: sizes, ranges of ports, addresses to listen on.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -97,6 +97,22 @@ impl FromStr for Listen {
             return Ok(Self((Ipv6Addr::UNSPECIFIED, port(digits)?).into()));
         }
         Err(ValueError::Listen(text.to_owned()))
+    }
+}
+
+/// An address for operators: like [`Listen`], but a port alone is on loopback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LocalListen(pub(crate) SocketAddr);
+
+impl FromStr for LocalListen {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let Listen(mut addr) = text.parse()?;
+        if !text.contains(['.', '[']) {
+            addr.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        Ok(Self(addr))
     }
 }
 
@@ -224,6 +240,17 @@ mod tests {
         for bad in ["", "localhost:80", "1.2.3.4", ":", "::1"] {
             assert!(matches!(listen(bad), Err(ValueError::Listen(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_operators_port_is_on_loopback() {
+        let listen = |text: &str| text.parse::<LocalListen>().map(|listen| listen.0.to_string());
+        for text in ["9090", ":9090", "127.0.0.1:9090"] {
+            assert_eq!(listen(text).unwrap(), "127.0.0.1:9090", "{text}");
+        }
+        assert_eq!(listen("0.0.0.0:1").unwrap(), "0.0.0.0:1");
+        assert_eq!(listen("[::]:1").unwrap(), "[::]:1");
+        assert!(listen("localhost:1").is_err());
     }
 
     #[test]

@@ -14,10 +14,12 @@ const MAX_AGENTS: u32 = 64;
 /// A key that is in use.
 pub(crate) struct AgentKey {
     pub(super) secret: SecretKey,
+    /// Where it is kept.
+    pub(super) file: PathBuf,
     /// The file, if it was made just now.
     pub(super) made: Option<PathBuf>,
     /// Keeps other agents from using it.
-    _reserved: Option<File>,
+    reserved: Option<File>,
 }
 
 impl AgentKey {
@@ -29,8 +31,9 @@ impl AgentKey {
             let reserved = if reserve { Some(keyfile::reserve(&path)?) } else { None };
             Ok(Self {
                 secret,
-                made: made.then_some(path),
-                _reserved: reserved,
+                made: made.then(|| path.clone()),
+                file: path,
+                reserved,
             })
         };
         if let Some(path) = named {
@@ -44,6 +47,11 @@ impl AgentKey {
             }
         }
         Err(last.unwrap_or(KeyFileError::NoHome))
+    }
+
+    /// Whether no other agent of this machine has it.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.reserved.is_some()
     }
 
     /// The file of the key that would be taken, and its public half if it is there. Makes nothing.

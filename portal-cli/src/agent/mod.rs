@@ -1,5 +1,6 @@
 //! Runs an agent with its services: what `portal expose` and `portal agent` have in common.
 
+mod control;
 mod key;
 mod reload;
 mod service;
@@ -9,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use portal_core::uri::RelayUri;
-use portal_core::{Agent, AgentConfig, Kind, Limits, Service, Target};
+use portal_core::{Agent, AgentConfig, AgentEvent, Kind, Limits, Service, Target};
 use portal_runtime_tokio::{Driver, Handlers};
 use serde_json::json;
 use tokio::net::{TcpStream, UnixStream};
@@ -19,10 +20,12 @@ pub(crate) use self::reload::{Again, Reload};
 pub(crate) use self::service::Prepared;
 use crate::cli::{Output, UplinkArgs};
 use crate::failure::{Explain, Failure};
+use crate::keyfile;
 use crate::process::{self, Hangups, Signals};
-use crate::report::agent::{AgentReport, Hopeless, Verdict};
+use crate::report::agent::{AgentReport, Verdict};
 use crate::report::{self, Console};
-use crate::{keyfile, sockets};
+use crate::sockets::{self, BindError};
+use crate::state::control::ControlSocket;
 
 /// How long the look at a target at the start may take.
 const PROBE: Duration = Duration::from_secs(2);
@@ -38,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) bind: IpAddr,
     pub(crate) limits: Limits,
     pub(crate) mtu: u16,
+    /// Where operators ask it how it is.
+    pub(crate) admin: Option<SocketAddr>,
     /// How its services change while it runs. Without, it has one and ends with it.
     pub(crate) reload: Option<Reload>,
     /// Trouble with the relay is the end.
@@ -56,6 +61,7 @@ impl Plan {
         };
         config.limits = self.limits;
         config.mtu = self.mtu;
+        config.admin = self.admin;
         config.services = self.services.iter().map(Prepared::service).collect();
         let handlers = Handlers::new();
         for service in &self.services {
@@ -85,7 +91,8 @@ impl Plan {
             for service in &config.services {
                 tokio::spawn(probe(service.clone(), console.clone()));
             }
-            serve(config, socket, handlers, report, self.reload, &console).await
+            let control = control::open(&self.key, &console);
+            serve(config, socket, handlers, report, self.reload, control, &console).await
         });
         process::end(runtime);
         console.finish();
@@ -142,6 +149,7 @@ async fn serve(
     handlers: Handlers,
     report: AgentReport,
     reload: Option<Reload>,
+    control: Option<ControlSocket>,
     console: &Console,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
@@ -161,16 +169,25 @@ async fn serve(
         }
     };
     tokio::pin!(reloading);
-    let mut hopeless: Option<Hopeless> = None;
+    let answering = control::answer(control, &handle);
+    tokio::pin!(answering);
+    let mut failed: Option<Failure> = None;
     loop {
         tokio::select! {
             _ = &mut running => break,
             () = &mut reloading => {}
+            () = &mut answering => {}
             Some(event) = events.recv() => {
+                if let AgentEvent::AdminFailed { addr, error } = event {
+                    failed.get_or_insert_with(|| BindError::of_admin(addr, error).into());
+                    handle.shutdown();
+                    handle.shutdown();
+                    continue;
+                }
                 match report.borrow_mut().take(Instant::now(), event, &mut |say| console.say(say)) {
                     Verdict::GoOn => {}
                     Verdict::End(reason) => {
-                        hopeless = Some(reason);
+                        failed.get_or_insert_with(|| reason.into());
                         handle.shutdown();
                         handle.shutdown();
                     }
@@ -182,7 +199,7 @@ async fn serve(
             }
         }
     }
-    hopeless.map_or(Ok(()), |reason| Err(reason.into()))
+    failed.map_or(Ok(()), Err)
 }
 
 /// Says at the start if nothing answers at the target: it may come later, but often the port is wrong.

@@ -6,7 +6,7 @@ use clap::Args;
 use clap::builder::FalseyValueParser;
 use portal_core::uri::RelayUri;
 
-use super::CheckArgs;
+use super::{AdminArgs, CheckArgs};
 use crate::values::MemorySize;
 
 /// Shown below the help of `portal agent`.
@@ -60,4 +60,6 @@ pub(crate) struct UplinkArgs {
     #[arg(long, env = "PORTAL_MTU", default_value_t = portal_core::DEFAULT_MTU, hide_env_values = true,
         value_parser = clap::value_parser!(u16).range(1280..=1420))]
     pub(crate) mtu: u16,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
 }

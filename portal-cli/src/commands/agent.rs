@@ -28,6 +28,7 @@ pub(crate) fn run(args: AgentArgs, given: Given, output: Output) -> Result<(), F
         services,
         bind: Ipv6Addr::UNSPECIFIED.into(),
         mtu: args.uplink.mtu,
+        admin: args.uplink.admin.addr(),
         reload: Some(Reload { given, read }),
         once: args.uplink.once,
     };

@@ -47,6 +47,7 @@ pub(crate) fn run(args: ExposeArgs, output: Output) -> Result<(), Failure> {
         },
         limits,
         mtu: args.uplink.mtu,
+        admin: args.uplink.admin.addr(),
         reload: None,
         once: args.uplink.once,
     };

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cli::{GrantArgs, Output, RevokeArgs};
 use crate::failure::{Explain, Failure};
 use crate::report;
-use crate::state::control::{self, Request};
+use crate::state::control::{self, RELAY_SOCKET, Request};
 use crate::state::{self, StateDir};
 
 /// Gives a key a grant, in place of the one it had.
@@ -40,7 +40,7 @@ pub(crate) fn revoke(args: &RevokeArgs, output: Output) -> Result<(), Failure> {
 
 /// Has the running relay act on it.
 fn tell(state: &StateDir, key: PublicKey, did: &'static str, output: Output) -> Result<(), Failure> {
-    let answer = control::ask(state, &Request::Reload)?;
+    let answer = control::ask(&state.file(RELAY_SOCKET), &Request::Reload)?;
     let running = answer.is_some();
     let effect = match &answer {
         None => format!(

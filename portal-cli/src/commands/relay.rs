@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use portal_core::uri::RelayUri;
-use portal_core::{Access, Ingress, Limits, Relay, RelayConfig, RelayEvent, Transport};
+use portal_core::{Access, Ingress, Limits, Relay, RelayConfig, RelayEvent, Status, Transport};
 use portal_runtime_tokio::{Driver, Handle, Handlers};
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -22,7 +22,7 @@ use crate::process::{self, Hangups, Signals};
 use crate::report::relay::RelayReport;
 use crate::report::{Console, Say};
 use crate::sockets::{self, BindError};
-use crate::state::control::{Answer, ControlSocket};
+use crate::state::control::{Answer, ControlSocket, RELAY_SOCKET, Request};
 use crate::state::{Book, StateDir, StateError};
 use crate::values::{Domain, Listen, Switch};
 
@@ -69,6 +69,7 @@ pub(crate) fn run(args: RelayArgs, given: &Given, output: Output) -> Result<(), 
     let mut config = RelayConfig::new(secret, keyfile::random()?, public_host);
     config.http = addresses.http.map(tcp);
     config.https = addresses.https.map(tcp);
+    config.admin = args.admin.addr();
     config.ports = args.ports.on().map(|range| range.0);
     config.ports_ip = udp.ip();
     config.access = access;
@@ -139,7 +140,7 @@ async fn serve(
     console: &Console,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let control = ControlSocket::bind(state)?;
+    let control = ControlSocket::bind(state.file(RELAY_SOCKET))?;
     let mut report = RelayReport::new(state.path().to_owned());
     let mut waiting = usize::from(config.http.is_some()) + usize::from(config.https.is_some());
     let relay = Relay::new(Instant::now(), config);
@@ -177,6 +178,11 @@ async fn serve(
                     }
                     RelayEvent::ListenFailed { ingress, addr, error } => {
                         failed.get_or_insert_with(|| listen_failed(*ingress, *addr, *error).into());
+                        handle.shutdown();
+                        handle.shutdown();
+                    }
+                    RelayEvent::AdminFailed { addr, error } => {
+                        failed.get_or_insert_with(|| BindError::of_admin(*addr, *error).into());
                         handle.shutdown();
                         handle.shutdown();
                     }
@@ -245,37 +251,33 @@ async fn ended(writing: &mut Option<JoinHandle<Result<(), StateError>>>) -> Resu
     result.unwrap_or(Ok(()))
 }
 
-/// Answers `portal grant` and `portal revoke` for as long as the relay runs.
+/// Answers `portal grant`, `portal revoke` and `portal status` for as long as the relay runs.
 async fn answer(control: ControlSocket, handle: Handle<Relay>, state: StateDir, mode: &Cell<AccessMode>) {
-    loop {
-        let served = control.serve_one(async |_| match access(mode.get(), &state) {
+    let act = async |request| match request {
+        Request::Status => match handle.call(|relay, now| relay.status(now)).await {
+            Ok(status) => Answer {
+                ok: true,
+                status: Some(Status::Relay(status)),
+                ..Answer::default()
+            },
+            Err(error) => Answer::failed(error),
+        },
+        Request::Reload => match access(mode.get(), &state) {
             Ok(access) => {
                 let open = access == Access::Open;
                 match handle.call(move |relay, now| relay.set_access(now, access)).await {
                     Ok(()) => Answer {
                         ok: true,
-                        error: None,
                         open,
+                        ..Answer::default()
                     },
-                    Err(error) => Answer {
-                        ok: false,
-                        error: Some(error.to_string()),
-                        open,
-                    },
+                    Err(error) => Answer::failed(error),
                 }
             }
-            Err(failure) => Answer {
-                ok: false,
-                error: Some(failure.to_string()),
-                open: false,
-            },
-        });
-        if let Err(error) = served.await {
-            tracing::debug!(%error, "control socket");
-            // Should accepting fail on and on, it must not take the processor.
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
+            Err(failure) => Answer::failed(failure),
+        },
+    };
+    control.serve(act).await;
 }
 
 fn access(mode: AccessMode, state: &StateDir) -> Result<Access, Failure> {

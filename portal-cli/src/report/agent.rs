@@ -119,6 +119,7 @@ impl AgentReport {
                     foreign(&reason)
                 )));
             }
+            AgentEvent::AdminListening { local } => say(Say::Note(super::admin_at(local))),
             AgentEvent::RelayRefused { code, message, .. } => return self.relay_refused(now, code, &message, say),
             AgentEvent::Granted { service, public } => self.granted(&service, &public, say),
             AgentEvent::Refused { service, code, message } => {

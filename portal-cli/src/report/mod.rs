@@ -7,6 +7,7 @@ pub(crate) mod agent;
 pub(crate) mod relay;
 
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -112,6 +113,11 @@ pub(crate) fn print_note(output: Output, text: &str) {
 /// Prints to stderr. If that is closed, there is nobody to tell.
 pub(crate) fn print_error(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Where operators are answered.
+fn admin_at(local: SocketAddr) -> String {
+    format!("metrics and health are at http://{local}/metrics, /healthz, /readyz and /status")
 }
 
 /// Makes a text that came over the network fit to be printed: no control characters, no more than a few lines' worth.

@@ -41,6 +41,7 @@ impl RelayReport {
                 foreign(agent)
             )),
             RelayEvent::AgentDown { key, reason } => Say::Note(format!("agent {} is down: {reason}", key.short())),
+            RelayEvent::AdminListening { local } => Say::Note(super::admin_at(*local)),
             RelayEvent::NotGranted { key, .. } => return self.stranger(now, key),
             RelayEvent::Leased {
                 key, service, public, ..

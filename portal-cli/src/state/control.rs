@@ -1,4 +1,5 @@
-//! How `portal grant` reaches the running relay: a Unix socket in the state directory, one JSON line each way.
+//! How `portal grant`, `portal status` and `portal health` reach running relays and agents: a Unix socket each, in the
+//! relay's state directory or beside the agent's key, one JSON line each way.
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -7,23 +8,28 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use portal_core::Status;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::StateDir;
 use crate::failure::Explain;
 
-/// What the relay is asked to do.
+/// The name of the relay's socket in its state directory.
+pub(crate) const RELAY_SOCKET: &str = "portal.sock";
+
+/// What a relay or an agent is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
 pub(crate) enum Request {
-    /// Read the grants again and act on them.
+    /// Read the grants again and act on them. For relays only.
     Reload,
+    /// Say how it is.
+    Status,
 }
 
 /// What it says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Answer {
     /// Whether it was done.
     pub(crate) ok: bool,
@@ -33,22 +39,36 @@ pub(crate) struct Answer {
     /// The relay serves everybody, so that grants mean nothing now.
     #[serde(default)]
     pub(crate) open: bool,
+    /// How it is, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<Status>,
 }
 
-/// The longest line.
-const MAX_LINE: u64 = 4096;
+impl Answer {
+    /// It could not be done.
+    pub(crate) fn failed(cause: impl ToString) -> Self {
+        Self {
+            error: Some(cause.to_string()),
+            ..Self::default()
+        }
+    }
+}
+
+/// The longest request.
+const MAX_REQUEST: u64 = 4096;
+/// The longest answer. The core bounds what a status lists.
+const MAX_ANSWER: u64 = 8 * 1024 * 1024;
 /// How long the other end may take. It is on the same machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks the running relay; `None` if there is none.
-pub(crate) fn ask(state: &StateDir, request: &Request) -> Result<Option<Answer>, ControlError> {
-    let path = state.file("portal.sock");
-    let mut stream = match StdStream::connect(&path) {
+/// Asks whoever listens on a socket; `None` if nobody does.
+pub(crate) fn ask(path: &Path, request: &Request) -> Result<Option<Answer>, ControlError> {
+    let mut stream = match StdStream::connect(path) {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);
         }
-        Err(source) => return Err(ControlError::reaching(path, source)),
+        Err(source) => return Err(ControlError::reaching(path.to_owned(), source)),
     };
     let exchange = || -> io::Result<Answer> {
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -57,15 +77,15 @@ pub(crate) fn ask(state: &StateDir, request: &Request) -> Result<Option<Answer>,
         line.push(b'\n');
         stream.write_all(&line)?;
         let mut answer = String::new();
-        BufReader::new(stream.take(MAX_LINE)).read_line(&mut answer)?;
+        BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer)?;
         Ok(serde_json::from_str(&answer)?)
     };
     exchange()
         .map(Some)
-        .map_err(|source| ControlError::reaching(path, source))
+        .map_err(|source| ControlError::reaching(path.to_owned(), source))
 }
 
-/// The relay's end. The socket's file goes when this is dropped.
+/// The running end. The socket's file goes when this is dropped.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
     listener: UnixListener,
@@ -73,11 +93,10 @@ pub(crate) struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Listens, in place of a relay that was killed. The caller has the directory's lock, so no other one is alive.
-    pub(crate) fn bind(state: &StateDir) -> Result<Self, ControlError> {
-        let path = state.file("portal.sock");
+    /// Listens, in place of a process that was killed. The caller sees to it that no living one has this path.
+    pub(crate) fn bind(path: PathBuf) -> Result<Self, ControlError> {
         let bind = || {
-            let temporary = state.file(".portal.sock.new");
+            let temporary = temporary(&path)?;
             remove(&temporary)?;
             let listener = UnixListener::bind(&temporary)?;
             // Before it has its name: nobody else may ever connect.
@@ -88,24 +107,31 @@ impl ControlSocket {
         match bind() {
             Ok(listener) => Ok(Self { listener, path }),
             Err(source) => Err(ControlError {
-                step: "opening the relay's socket for `portal grant`,",
+                step: "opening the socket for `portal grant` and `portal status`,",
                 path,
                 source,
             }),
         }
     }
 
-    /// Waits for the next request and for what `act` makes of it, and answers. One caller at a time.
-    pub(crate) async fn serve_one(&self, act: impl AsyncFnOnce(Request) -> Answer) -> io::Result<()> {
+    /// Answers until the future that this is part of ends, one caller at a time.
+    pub(crate) async fn serve(&self, mut act: impl AsyncFnMut(Request) -> Answer) {
+        loop {
+            if let Err(error) = self.serve_one(&mut act).await {
+                tracing::debug!(%error, "control socket");
+                // Should accepting fail on and on, it must not take the processor.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    /// Waits for the next request and for what `act` makes of it, and answers.
+    async fn serve_one(&self, act: &mut impl AsyncFnMut(Request) -> Answer) -> io::Result<()> {
         let (mut stream, _) = self.listener.accept().await?;
         let request = tokio::time::timeout(PATIENCE, receive(&mut stream)).await??;
         let answer = match request {
             Ok(request) => act(request).await,
-            Err(error) => Answer {
-                ok: false,
-                error: Some(format!("this relay does not understand that: {error}")),
-                open: false,
-            },
+            Err(error) => Answer::failed(format!("this portal does not understand that: {error}")),
         };
         let mut line = serde_json::to_vec(&answer)?;
         line.push(b'\n');
@@ -131,7 +157,7 @@ pub(crate) struct ControlError {
 impl ControlError {
     fn reaching(path: PathBuf, source: io::Error) -> Self {
         Self {
-            step: "reaching the relay by its socket",
+            step: "reaching the running portal by its socket",
             path,
             source,
         }
@@ -141,9 +167,11 @@ impl ControlError {
 impl Explain for ControlError {
     fn help(&self) -> Option<String> {
         Some(match self.source.kind() {
-            io::ErrorKind::PermissionDenied => "run it as the user the relay runs as, or with sudo".into(),
+            io::ErrorKind::PermissionDenied => "run it as the user that portal runs as, or with sudo".into(),
             // A socket's address has 108 bytes.
-            io::ErrorKind::InvalidInput => "its path is too long: name a shorter directory with --state-dir".into(),
+            io::ErrorKind::InvalidInput => {
+                "its path is too long: name a shorter directory with --state-dir or --key".into()
+            }
             _ => "grants are read at the relay's start: restart it if it does not answer".into(),
         })
     }
@@ -151,10 +179,17 @@ impl Explain for ControlError {
 
 async fn receive(stream: &mut UnixStream) -> io::Result<serde_json::Result<Request>> {
     let mut line = String::new();
-    tokio::io::BufReader::new(stream.take(MAX_LINE))
+    tokio::io::BufReader::new(stream.take(MAX_REQUEST))
         .read_line(&mut line)
         .await?;
     Ok(serde_json::from_str(&line))
+}
+
+fn temporary(path: &Path) -> io::Result<PathBuf> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().ok_or(io::ErrorKind::InvalidInput)?);
+    name.push(".new");
+    Ok(path.with_file_name(name))
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -171,41 +206,55 @@ mod tests {
     #[tokio::test]
     async fn asked_and_answered() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::locate(Some(directory.path())).unwrap();
-        assert_eq!(ask(&state, &Request::Reload).unwrap(), None, "no relay");
+        let path = directory.path().join(RELAY_SOCKET);
+        assert_eq!(ask(&path, &Request::Reload).unwrap(), None, "no relay");
         // A relay that was killed leaves its socket.
-        drop(std::os::unix::net::UnixListener::bind(state.file("portal.sock")).unwrap());
-        assert_eq!(ask(&state, &Request::Reload).unwrap(), None, "a dead relay");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert_eq!(ask(&path, &Request::Reload).unwrap(), None, "a dead relay");
 
-        let socket = ControlSocket::bind(&state).unwrap();
-        assert_eq!(socket.path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let socket = ControlSocket::bind(path.clone()).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let done = Answer {
             ok: true,
-            error: None,
-            open: false,
+            ..Answer::default()
         };
         let asked = tokio::task::spawn_blocking({
-            let state = state.clone();
-            move || ask(&state, &Request::Reload)
+            let path = path.clone();
+            move || ask(&path, &Request::Status)
         });
         socket
-            .serve_one(async |request| {
-                assert_eq!(request, Request::Reload);
+            .serve_one(&mut async |request| {
+                assert_eq!(request, Request::Status);
                 done.clone()
             })
             .await
             .unwrap();
         assert_eq!(asked.await.unwrap().unwrap(), Some(done));
 
-        let mut stranger = StdStream::connect(&socket.path).unwrap();
+        let mut stranger = StdStream::connect(&path).unwrap();
         stranger.write_all(b"{\"do\":\"dance\"}\n").unwrap();
-        socket.serve_one(async |_| unreachable!()).await.unwrap();
+        socket.serve_one(&mut async |_| unreachable!()).await.unwrap();
         let mut said = String::new();
         stranger.read_to_string(&mut said).unwrap();
         assert!(said.contains("does not understand"), "{said}");
 
-        let path = socket.path.clone();
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_be_long_but_not_endless() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let socket = ControlSocket::bind(path.clone()).unwrap();
+        for (len, understood) in [(1_000_000, true), (9_000_000, false)] {
+            let asked = tokio::task::spawn_blocking({
+                let path = path.clone();
+                move || ask(&path, &Request::Status)
+            });
+            let served = socket.serve_one(&mut async |_| Answer::failed("x".repeat(len))).await;
+            let asked = asked.await.unwrap();
+            assert_eq!((served.is_ok(), asked.is_ok()), (understood, understood), "{len}");
+        }
     }
 }
