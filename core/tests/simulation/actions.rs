@@ -5,12 +5,12 @@ use std::time::Duration;
 use portal_core::{Machine, StreamId};
 use portal_sim::{HostId, Memory, Opening, Pace, Socket};
 
-use crate::setup::{KINDS, Simulation, name, visitor};
+use crate::setup::{KINDS, Simulation, name, services, visitor};
 
 /// Something that may happen: its name, its weight, and what it does.
 type Happening = (&'static str, u64, fn(&mut Simulation));
 
-const HAPPENINGS: [Happening; 26] = [
+const HAPPENINGS: [Happening; 27] = [
     ("visit", 160, Simulation::visit),
     ("say more", 120, Simulation::say_more),
     ("half-close", 80, Simulation::half_close),
@@ -32,6 +32,7 @@ const HAPPENINGS: [Happening; 26] = [
     ("restart relay", 4, Simulation::restart_relay),
     ("suspend", 8, Simulation::suspend),
     ("goodbye", 3, Simulation::say_goodbye),
+    ("change services", 12, Simulation::change_services),
     ("revoke", 5, Simulation::revoke),
     ("grant", 15, Simulation::grant),
     ("junk", 40, Simulation::send_junk),
@@ -250,6 +251,18 @@ impl Simulation {
             self.ended[agent] = true;
             self.world.agents[agent].machine.begin_shutdown(now);
         }
+    }
+
+    /// An agent's file is read again: some of its services are gone, or back.
+    fn change_services(&mut self) {
+        let agent = self.some_agent();
+        if self.ended[agent] {
+            return;
+        }
+        let mut services = services(agent);
+        services.retain(|_| self.random.chance(750_000));
+        self.serving[agent].retain(|id| services.iter().any(|service| service.id == *id));
+        self.world.set_services(agent, services);
     }
 
     fn revoke(&mut self) {

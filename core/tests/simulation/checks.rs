@@ -5,7 +5,7 @@ use std::time::Duration;
 use portal_core::{Access, Agent, Binding, Census, Machine, Relay};
 use portal_sim::{HostId, Impairments, Memory, Opening, Pace, SideId, agent_key};
 
-use crate::setup::{KINDS, Simulation, name};
+use crate::setup::{KINDS, Simulation, name, services};
 
 /// No datagram is longer: the inner MTU and WireGuard's header and tag.
 const LONGEST_DATAGRAM: usize = 1280 + 32;
@@ -100,6 +100,7 @@ impl Simulation {
                 self.world.restart_agent(agent);
             }
             self.world.suspend(HostId::Agent(agent), Duration::ZERO);
+            self.world.set_services(agent, services(agent));
         }
         for relay in 0..self.world.relays.len() {
             self.world.suspend(HostId::Relay(relay), Duration::ZERO);

@@ -197,7 +197,8 @@ fn grant(agent: usize) -> Grant {
     Grant::all(agent_key(agent).public_key())
 }
 
-fn services(agent: usize) -> Vec<Service> {
+/// What an agent offers when it offers all.
+pub(crate) fn services(agent: usize) -> Vec<Service> {
     let ports = 3000 + 10 * agent as u16..;
     KINDS
         .into_iter()

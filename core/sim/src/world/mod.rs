@@ -218,6 +218,12 @@ impl World {
         number
     }
 
+    /// An agent offers other services from now on, and after its restarts.
+    pub fn set_services(&mut self, agent: usize, services: Vec<Service>) {
+        self.agent_configs[agent].services.clone_from(&services);
+        self.agents[agent].machine.set_services(self.now, services);
+    }
+
     /// Another process in the agent's place, which offers the same.
     ///
     /// It is made as if it had been there, asleep, since the world began. WireGuard's timestamps count from the system's
