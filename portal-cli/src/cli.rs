@@ -98,6 +98,13 @@ Targets:
   tls://host:8443                          a TLS server; its own certificate is what visitors see
   tcp://host:22, udp://host:53             anything else, on a port of the relay
 
+Output:
+  The public address goes to stdout. On a terminal a QR code of it follows, if it fits (not with
+  --no-qr, NO_COLOR, or for tcp and udp). Each connection that has ended is a line on stderr: the
+  visitor's address, and bytes received and sent. --quiet leaves out both. --json makes lines on
+  stdout: {\"event\":\"granted\",\"public\":...} and, without --quiet, {\"event\":\"connection\",
+  \"service\":...,\"visitor\":...,\"received\":...,\"sent\":...,\"finished\":...}.
+
 Examples:
   portal expose 3000
   portal expose 3000 --relay portal://KEY@relay.example.com:51820 --name blog
@@ -136,6 +143,9 @@ pub(crate) struct ExposeArgs {
         conflicts_with = "relay"
     )]
     pub(crate) http: Option<Listen>,
+    /// Show no QR code of the address
+    #[arg(long, env = "PORTAL_NO_QR", value_parser = FalseyValueParser::new(), hide_env_values = true)]
+    pub(crate) no_qr: bool,
     #[command(flatten)]
     pub(crate) check: CheckArgs,
 }

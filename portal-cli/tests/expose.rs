@@ -116,6 +116,50 @@ fn results_are_json_for_machines() {
 }
 
 #[test]
+fn a_connection_is_a_line_for_people_one_of_json_for_machines_and_none_if_quiet() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("page.txt"), "here").unwrap();
+    let page = home.path().join("page.txt");
+    // Visits once; what is said until its end.
+    let visited = |flags: &[&str]| {
+        let http = format!("127.0.0.1:{}", free_port());
+        let args = ["expose", page.to_str().unwrap(), "--http", &http];
+        let portal = Portal::start(home.path(), &[flags, &args].concat());
+        let first = portal.line();
+        let body = eventually("the page", || get(http.parse().unwrap(), "127.0.0.1", "/"));
+        assert_eq!(body, (200, b"here".to_vec()), "{first}");
+        portal.stop()
+    };
+    let plain = visited(&[]);
+    assert_eq!(plain.out, "", "the address was the only result");
+    let lines = |text: &str| text.matches("127.0.0.1:").count();
+    assert!(
+        plain.err.contains(" bytes received, ") && lines(&plain.err) >= 1,
+        "{}",
+        plain.err
+    );
+
+    let json = visited(&["--json"]);
+    let line: serde_json::Value = serde_json::from_str(&json.out).expect("one line");
+    assert_eq!(
+        (&line["event"], &line["finished"]),
+        (&"connection".into(), &true.into())
+    );
+    let visitor: SocketAddr = line["visitor"].as_str().unwrap().parse().unwrap();
+    assert!(visitor.ip().is_loopback(), "{line}");
+    assert!(
+        line["received"].as_u64().unwrap() > 20 && line["sent"].as_u64().unwrap() > 50,
+        "{line}"
+    );
+    assert!(line["service"].as_str().unwrap().contains("page.txt"), "{line}");
+    assert!(!json.err.contains("bytes received"), "{}", json.err);
+
+    for quiet in [visited(&["--quiet"]), visited(&["--quiet", "--json"])] {
+        assert_eq!((quiet.out.as_str(), quiet.err.as_str()), ("", ""));
+    }
+}
+
+#[test]
 fn an_idle_visitor_does_not_hold_up_the_end() {
     use std::io::{Read, Write};
     let home = tempfile::tempdir().unwrap();

@@ -47,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) reload: Option<Reload>,
     /// Trouble with the relay is the end.
     pub(crate) once: bool,
+    /// Addresses that a browser opens are shown as QR codes too.
+    pub(crate) codes: bool,
 }
 
 impl Plan {
@@ -71,6 +73,9 @@ impl Plan {
 
         let console = Console::new(output);
         let mut report = AgentReport::new(self.relay.clone(), key, self.reload.is_none(), self.once);
+        if self.codes {
+            report.show_codes();
+        }
         report.set_services(self.services.iter().map(Prepared::named));
         let runtime = process::runtime()?;
         if let Some(path) = &self.key.made {
@@ -198,6 +203,12 @@ async fn serve(
                 handle.shutdown();
             }
         }
+    }
+    // The connections that ended last have their lines too.
+    while let Some(event) = events.try_recv() {
+        let _ = report
+            .borrow_mut()
+            .take(Instant::now(), event, &mut |say| console.say(say));
     }
     failed.map_or(Ok(()), Err)
 }

@@ -31,6 +31,7 @@ pub(crate) fn run(args: AgentArgs, given: Given, output: Output) -> Result<(), F
         admin: args.uplink.admin.addr(),
         reload: Some(Reload { given, read }),
         once: args.uplink.once,
+        codes: false,
     };
     plan.run(output)
 }

@@ -50,6 +50,7 @@ pub(crate) fn run(args: ExposeArgs, output: Output) -> Result<(), Failure> {
         admin: args.uplink.admin.addr(),
         reload: None,
         once: args.uplink.once,
+        codes: !args.no_qr,
     };
     let result = plan.run(output);
     drop(embedded);

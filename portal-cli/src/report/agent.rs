@@ -29,6 +29,8 @@ pub(crate) struct AgentReport {
     sole: bool,
     /// Trouble with the relay is the end.
     once: bool,
+    /// Addresses that a browser opens are shown as QR codes too.
+    codes: bool,
     /// By the agent's own names for them.
     services: BTreeMap<String, ServiceReport>,
     connected_before: bool,
@@ -67,12 +69,18 @@ impl AgentReport {
             key,
             sole,
             once,
+            codes: false,
             services: BTreeMap::new(),
             connected_before: false,
             connected: false,
             refusals: Refusals::new(),
             silence: Throttle::new(SILENCE_EVERY),
         }
+    }
+
+    /// Shows addresses that a browser opens as QR codes too, where there is a terminal.
+    pub(crate) fn show_codes(&mut self) {
+        self.codes = true;
     }
 
     /// What is exposed from now on: the services' own names, and their targets as the user wrote them.
@@ -143,15 +151,23 @@ impl AgentReport {
                 sent,
                 finished,
             } => {
-                let visitor = visitor.map_or_else(|| "a visitor".to_owned(), |visitor| visitor.to_string());
+                let name = visitor.map_or_else(|| "a visitor".to_owned(), |visitor| visitor.to_string());
                 let of = match self.sole {
                     true => String::new(),
                     false => format!(" of {}", self.target_of(&service)),
                 };
                 let end = if finished { "" } else { ", broken off" };
-                say(Say::Note(format!(
-                    "{visitor}{of}: {received} bytes received, {sent} sent{end}"
-                )));
+                say(Say::Record(
+                    format!("{name}{of}: {received} bytes received, {sent} sent{end}"),
+                    json!({
+                        "event": "connection",
+                        "service": service,
+                        "visitor": visitor,
+                        "received": received,
+                        "sent": sent,
+                        "finished": finished,
+                    }),
+                ));
             }
             _ => {}
         }
@@ -176,6 +192,9 @@ impl AgentReport {
         };
         say(Say::Result(line, result));
         say(Say::Note(format!("{target} is at {public}{end}")));
+        if self.codes && (public.starts_with("http://") || public.starts_with("https://")) {
+            say(Say::Code(public.clone()));
+        }
         service.public = Some(public);
     }
 
@@ -426,6 +445,51 @@ mod tests {
         assert!(take(&mut report, now, granted("http://a.test/")).0.is_empty());
         let (said, _) = take(&mut report, now, granted("http://b.test/"));
         assert!(matches!(&said[0], Say::Result(text, _) if text == "http://b.test/"));
+    }
+
+    #[test]
+    fn an_address_for_browsers_is_shown_as_a_code_if_that_is_wanted() {
+        let (mut report, now) = (report(false), Instant::now());
+        let codes = |report: &mut AgentReport, public: &str| -> Vec<String> {
+            let said = take(report, now, granted(public)).0;
+            said.into_iter()
+                .filter_map(|say| match say {
+                    Say::Code(text) => Some(text),
+                    _ => None,
+                })
+                .collect()
+        };
+        assert!(codes(&mut report, "http://a.test/").is_empty());
+        report.show_codes();
+        assert_eq!(codes(&mut report, "http://b.test/"), ["http://b.test/"]);
+        assert_eq!(codes(&mut report, "https://b.test/"), ["https://b.test/"]);
+        assert!(codes(&mut report, "tcp://b.test:1").is_empty());
+        assert!(codes(&mut report, "udp://b.test:1").is_empty());
+    }
+
+    #[test]
+    fn a_connection_is_a_line_for_people_and_for_programs() {
+        let (mut report, now) = (report_of_several(), Instant::now());
+        let left = |visitor: Option<&str>, finished| AgentEvent::VisitorLeft {
+            service: "site".into(),
+            visitor: visitor.map(|visitor| visitor.parse().unwrap()),
+            received: 12,
+            sent: 3456,
+            finished,
+        };
+        let (said, _) = take(&mut report, now, left(Some("192.0.2.7:4711"), true));
+        let json = json!({
+            "event": "connection", "service": "site", "visitor": "192.0.2.7:4711",
+            "received": 12, "sent": 3456, "finished": true,
+        });
+        let line = "192.0.2.7:4711 of ./my site: 12 bytes received, 3456 sent".to_owned();
+        assert_eq!(said, [Say::Record(line, json)]);
+        let (said, _) = take(&mut report, now, left(None, false));
+        let [Say::Record(line, json)] = said.as_slice() else {
+            panic!("{said:?}")
+        };
+        assert!(line.starts_with("a visitor") && line.ends_with("broken off"), "{line}");
+        assert_eq!((&json["visitor"], &json["finished"]), (&json!(null), &json!(false)));
     }
 
     #[test]

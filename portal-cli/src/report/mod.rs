@@ -4,6 +4,7 @@
 //! terminal that is stopped, or a log that nobody reads, must not hold up the thread that moves bytes.
 
 pub(crate) mod agent;
+mod qr;
 pub(crate) mod relay;
 
 use std::io::{self, Write as _};
@@ -28,6 +29,10 @@ const MAX_FOREIGN: usize = 300;
 pub(crate) enum Say {
     /// What was asked for: as text, and as JSON.
     Result(String, serde_json::Value),
+    /// What happened, for those who follow it: a note as text, a line of its own as JSON.
+    Record(String, serde_json::Value),
+    /// A text for the camera of a phone, if there is a terminal to show it.
+    Code(String),
     /// Good to know.
     Note(String),
     /// Something is wrong; said even if notes are not wanted.
@@ -67,8 +72,15 @@ impl Console {
         match say {
             Say::Result(_, json) if self.output.json => self.send(Line::Out(json.to_string())),
             Say::Result(text, _) => self.send(Line::Out(text)),
-            Say::Note(_) if self.output.quiet => {}
-            Say::Note(text) | Say::Problem(text) => self.send(Line::Err(text)),
+            Say::Record(..) | Say::Code(_) | Say::Note(_) if self.output.quiet => {}
+            Say::Record(_, json) if self.output.json => self.send(Line::Out(json.to_string())),
+            Say::Code(_) if self.output.json => {}
+            Say::Code(text) => {
+                if let Some(code) = qr::room().and_then(|room| qr::draw(&text, room)) {
+                    self.send(Line::Err(code));
+                }
+            }
+            Say::Record(text, _) | Say::Note(text) | Say::Problem(text) => self.send(Line::Err(text)),
         }
     }
 
