@@ -284,6 +284,54 @@ fn a_target_that_is_down_is_said_within_tls() {
 }
 
 #[test]
+fn a_target_with_which_there_is_no_tls_is_said_within_tls() {
+    let target = identity("target.test");
+    let cases: [(&str, &[u8], DialError); 3] = [
+        ("untrusted", b"", DialError::Untrusted),
+        ("no TLS", b"SSH-2.0-OpenSSH_9.2\r\n", DialError::Tls),
+        ("hung up", b"", DialError::Tls),
+    ];
+    for (case, greeting, error) in cases {
+        let (mut world, identity) = world(|clock, service| {
+            let trust = Trust::Roots(vec![identity("target.test").certificate]);
+            Service {
+                target_tls: Some(TlsConnector::new(clock, trust, "target.test", &[]).unwrap()),
+                ..service
+            }
+        });
+        world.agents[0].behaviour.targets = TargetScript::Keep;
+        let mut visitor = Speaker::visitor(&mut world, identity.client("web.tunnel.test", &["http/1.1"]));
+        visitor.say(b"GET / HTTP/1.1\r\nHost: web.tunnel.test\r\n\r\n");
+        talk(&mut world, &mut [&mut visitor], |world, _| {
+            let mut sockets = world.agents[0].sockets.values();
+            sockets.any(|socket| !socket.received.is_empty())
+        });
+        let id = world.agents[0].dials[0].0;
+        let mut target = Speaker::new(HostId::Agent(0), id, target.server());
+        world.agents[0].socket(id).to_send.extend(greeting);
+        world.agents[0].socket(id).fin_to_send = case == "hung up";
+        let done = |world: &World, speakers: &[&mut Speaker]| {
+            speakers[0].received.ends_with(b"does not answer\n")
+                && world.relays[0].sockets[&speakers[0].id].fin_received
+        };
+        match case {
+            "untrusted" => talk(&mut world, &mut [&mut visitor, &mut target], done),
+            _ => talk(&mut world, &mut [&mut visitor], done),
+        }
+        assert!(visitor.received.starts_with(b"HTTP/1.1 502 "), "{case}");
+        assert!(visitor.error.is_none(), "{case}");
+        let failed =
+            |event: &AgentEvent| matches!(event, AgentEvent::TargetFailed { error: found, .. } if *found == error);
+        assert!(world.agents[0].events.iter().any(failed), "{case}");
+        assert_eq!(world.agents[0].machine.counters().drop_tls_target, 1, "{case}");
+        world.visitor(visitor.id).fin_to_send = true;
+        world.run(Duration::from_secs(1));
+        assert_eq!(world.agents[0].machine.connection_count(), 0, "{case}");
+        world.check_invariants();
+    }
+}
+
+#[test]
 fn a_service_without_a_certificate_lets_nobody_in() {
     let (mut world, identity) = world(|_, service| Service { tls: None, ..service });
     let mut visitor = Speaker::visitor(&mut world, identity.client("web.tunnel.test", &[]));

@@ -306,8 +306,9 @@ impl Agent {
         self.node.resources.counters.dials_failed += 1;
         self.node.event(event);
         // Visitors of other kinds are told by the relay, or see a reset.
-        if !self.node.answer_in_tls(id, http::bad_gateway()) {
-            self.node.drop_stream(id, End::SocketFailed);
+        let end = End::SocketFailed;
+        if !self.node.answer_in_tls(id, http::bad_gateway(), end) {
+            self.node.drop_stream(id, end);
         }
     }
 

@@ -2,6 +2,7 @@
 //! takes it.
 
 use crate::budget::Budget;
+use crate::http;
 use crate::machine::{Action, ByteStream, StreamId};
 use crate::node::tls::{CHUNK, Failed, Said, Tls};
 use crate::node::{Node, Owned};
@@ -29,8 +30,8 @@ pub(crate) struct Stream<X> {
     tls: Option<Box<Tls>>,
     /// Bytes for the socket made here, after which it is closed.
     answer: Option<Vec<u8>>,
-    /// What the visitor is told within its TLS, as there is no socket for it.
-    farewell: Option<Vec<u8>>,
+    /// What the visitor is told within its TLS, as there is no socket for it, and what the stream ends with then.
+    farewell: Option<(Vec<u8>, End)>,
     /// What is answered if the flow breaks before it brought a byte.
     on_broken: Option<fn() -> Vec<u8>>,
     read_wanted: bool,
@@ -430,16 +431,16 @@ impl<X, E> Node<X, E> {
         }
     }
 
-    /// Tells a visitor whose TLS ends here, and for whom there is no socket, `page`, once its TLS has begun. False, having
-    /// done nothing, if its TLS does not end here.
-    pub(crate) fn answer_in_tls(&mut self, id: StreamId, page: Vec<u8>) -> bool {
+    /// Tells a visitor whose TLS ends here, and for whom there is no socket, `page`, once its TLS has begun; that is the
+    /// `end`. False, having done nothing, if its TLS does not end here.
+    pub(crate) fn answer_in_tls(&mut self, id: StreamId, page: Vec<u8>, end: End) -> bool {
         let Some(stream) = self.streams.get_mut(key(id)) else {
             return false;
         };
         if !stream.tls.as_ref().is_some_and(|tls| tls.ends_here()) {
             return false;
         }
-        stream.farewell = Some(page);
+        stream.farewell = Some((page, end));
         self.service(id);
         true
     }
@@ -453,38 +454,45 @@ impl<X, E> Node<X, E> {
             return;
         };
         let is_lost = self.stack.view(flow).is_none_or(|view| view.broken);
-        let page = stream.farewell.clone().unwrap_or_default();
+        let Some((page, end)) = stream.farewell.clone() else {
+            return;
+        };
         match tls.say_farewell(&page) {
             Said::NotYet if !is_lost => return,
-            Said::NotYet | Said::OtherProtocol => return self.remove_stream(id, true, End::SocketFailed),
+            Said::NotYet | Said::OtherProtocol => return self.remove_stream(id, true, end),
             Said::All => {}
         }
         let _ = tls.pump(self.latest, flow, &mut self.stack);
         if tls.is_flow_closed() || is_lost {
-            self.remove_stream(id, is_lost, End::SocketFailed);
+            self.remove_stream(id, is_lost, end);
         }
     }
 
-    /// The TLS of a stream cannot go on. A visitor gets the alert that says why.
+    /// The TLS of a stream cannot go on. A visitor gets the alert that says why; one who waits for a target with which
+    /// there is no TLS is told so.
     fn tls_failed(&mut self, id: StreamId, failed: Failed) {
-        let (end, reset) = match failed {
+        self.actions.push_back(Action::Abort(id));
+        match failed {
             Failed::Visitor => {
                 self.resources.counters.drop_tls_visitor += 1;
-                (End::FlowBroken, false)
+                self.remove_stream(id, false, End::FlowBroken);
             }
-            Failed::Target { untrusted } => {
+            Failed::Target { untrusted, began } => {
                 self.resources.counters.drop_tls_target += 1;
-                (End::TargetTls { untrusted }, true)
+                let end = End::TargetTls { untrusted };
+                if began || !self.answer_in_tls(id, http::bad_gateway(), end) {
+                    self.remove_stream(id, true, end);
+                }
             }
-        };
-        self.actions.push_back(Action::Abort(id));
-        self.remove_stream(id, reset, end);
+        }
     }
 
     /// The TLS of a stream took too long to begin.
     pub(crate) fn tls_overdue(&mut self, id: StreamId) {
         self.resources.counters.drop_tls_timeout += 1;
-        self.drop_stream(id, End::FlowBroken);
+        let farewell = self.stream(id).and_then(|stream| stream.farewell.as_ref());
+        let end = farewell.map_or(End::FlowBroken, |(_, end)| *end);
+        self.drop_stream(id, end);
     }
 
     /// The same for a stream without a flow: its head is being read, or it is answered from here.
@@ -565,7 +573,7 @@ impl<M: Owned> StreamMut<'_, M> {
         let node = self.machine.node();
         let stream = node.streams.get_mut(key(self.id))?;
         let tls = stream.tls.as_mut()?;
-        if !tls.can_take() {
+        if !tls.can_take() || stream.farewell.is_some() {
             stream.read_wanted = false;
             return None;
         }
@@ -681,10 +689,18 @@ impl<M: Owned> ByteStream for StreamMut<'_, M> {
         let Some(stream) = node.streams.get_mut(key(self.id)) else {
             return;
         };
+        if stream.farewell.is_some() {
+            return;
+        }
         stream.read_ended = true;
         stream.read_wanted = false;
         match (&mut stream.tls, stream.flow) {
-            (Some(tls), _) => tls.socket_ended(),
+            (Some(tls), _) => {
+                if let Err(failed) = tls.socket_ended() {
+                    node.tls_failed(self.id, failed);
+                    return self.machine.settle(self.now);
+                }
+            }
             (None, Some(flow)) if stream.prefix.is_empty() => node.stack.close(flow),
             _ => {}
         }
@@ -698,7 +714,8 @@ impl<M: Owned> ByteStream for StreamMut<'_, M> {
 
     fn abort(&mut self) {
         let node = self.machine.node();
-        if node.streams.get(key(self.id)).is_some() {
+        // A socket that has gone is no news where its visitor is being told so.
+        if node.stream(self.id).is_some_and(|stream| stream.farewell.is_none()) {
             node.actions.push_back(Action::Close(self.id));
             node.remove_stream(self.id, true, End::SocketFailed);
             self.machine.settle(self.now);

@@ -38,8 +38,8 @@ struct Session {
 pub(crate) enum Failed {
     /// The visitor's. What is to be told about it is on its way through the flow.
     Visitor,
-    /// The target's; and whether it was its certificate.
-    Target { untrusted: bool },
+    /// The target's: whether it was its certificate, and whether its TLS had begun.
+    Target { untrusted: bool, began: bool },
 }
 
 /// What became of a farewell.
@@ -125,7 +125,7 @@ impl Tls {
             // Nothing else was said, so it fits.
             _ => {
                 let _ = self.give_visitor(page);
-                self.socket_ended();
+                self.end_visitor();
                 Said::All
             }
         }
@@ -174,10 +174,10 @@ impl Tls {
             if target.connection.read_tls(&mut rest).unwrap_or(0) == 0 {
                 break;
             }
-            let state = target
-                .connection
-                .process_new_packets()
-                .map_err(|error| failed_target(&error))?;
+            let state = match target.connection.process_new_packets() {
+                Ok(state) => state,
+                Err(error) => return Err(failed_target(&error, &target.connection)),
+            };
             let len = plain.len();
             plain.resize(len + state.plaintext_bytes_to_read(), 0);
             let _ = target.connection.reader().read_exact(&mut plain[len..]);
@@ -186,13 +186,26 @@ impl Tls {
         target.write_into(&mut self.to_socket);
         self.give_visitor(&plain)?;
         if ended {
-            self.socket_ended();
+            return self.socket_ended();
         }
         Ok(())
     }
 
-    /// The socket has reached its end: the visitor is told behind the last bytes.
-    pub(crate) fn socket_ended(&mut self) {
+    /// The socket has reached its end: the visitor is told behind the last bytes. With a target that hung up in its
+    /// handshake there is no TLS.
+    pub(crate) fn socket_ended(&mut self) -> Result<(), Failed> {
+        if is_handshaking(self.target.as_ref()) {
+            return Err(Failed::Target {
+                untrusted: false,
+                began: false,
+            });
+        }
+        self.end_visitor();
+        Ok(())
+    }
+
+    /// The visitor is told that nothing more comes.
+    fn end_visitor(&mut self) {
         self.target_ended = true;
         if let Some(visitor) = &mut self.visitor {
             visitor.connection.send_close_notify();
@@ -348,9 +361,10 @@ fn is_handshaking(session: Option<&Session>) -> bool {
     session.is_some_and(|session| session.connection.is_handshaking())
 }
 
-fn failed_target(error: &rustls::Error) -> Failed {
+fn failed_target(error: &rustls::Error, connection: &Connection) -> Failed {
     tracing::debug!(%error, "the TLS of a target failed");
     Failed::Target {
         untrusted: matches!(error, rustls::Error::InvalidCertificate(_)),
+        began: !connection.is_handshaking(),
     }
 }
