@@ -251,6 +251,16 @@ fn a_handshake_that_stops_is_ended() {
     world.run(Duration::from_secs(2));
     assert_eq!(world.agents[0].machine.connection_count(), 0);
     assert_eq!(world.agents[0].machine.counters().drop_tls_timeout, 1);
+
+    // Who leaves in it is not waited for.
+    let mut visitor = Speaker::visitor(&mut world, identity.client("web.tunnel.test", &[]));
+    visitor.turn(&mut world);
+    world.visitor(visitor.id).fin_to_send = true;
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.agents[0].machine.connection_count(), 0);
+    assert_eq!(world.agents[0].machine.counters().drop_tls_timeout, 1);
+    assert_eq!(world.agents[0].machine.counters().drop_tls_visitor, 1);
+    world.check_invariants();
 }
 
 #[test]

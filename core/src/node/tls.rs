@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustls::Connection;
 
-use crate::stack::{FlowId, Stack};
+use crate::stack::{FlowId, FlowView, Stack};
 use crate::tls::{TlsAcceptor, TlsClock, TlsConnector, TlsError};
 
 /// The TLS of one stream.
@@ -247,6 +247,10 @@ impl Tls {
             return Ok(());
         };
         while visitor.connection.is_handshaking() && visitor.read_from(flow, stack)? {}
+        let has_left = |view: FlowView| view.remote_fin && !view.can_receive;
+        if visitor.connection.is_handshaking() && stack.view(flow).is_some_and(has_left) {
+            return Err(Failed::Visitor);
+        }
         Ok(())
     }
 
