@@ -57,7 +57,7 @@ fail() {
 unexpected() {
     local n line=0
     for n in "${!FUNCNAME[@]}"; do
-        if [[ ${FUNCNAME[n]} == case_* ]]; then line=$(sed -n "${line}s/^ *//p" "$0"); break; fi
+        if [[ ${FUNCNAME[n]} == case_* ]]; then line=$(sed -n "${line}s/^ *//p" "${BASH_SOURCE[n]}"); break; fi
         line=${BASH_LINENO[n]}
     done
     echo "$(grep -v '^$' "$tmp/case.err" | tail -n 1) (in: $line)" >"$tmp/why"

@@ -137,6 +137,14 @@ def serve_dns(sock: socket.socket) -> None:
 class Files(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def do_POST(self) -> None:
+        """Gives back what it gets."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
