@@ -5,6 +5,7 @@ mod agent;
 mod completions;
 mod peer;
 mod service;
+mod status;
 mod wg_conf;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub(crate) use self::agent::{AgentArgs, UplinkArgs};
 pub(crate) use self::completions::CompletionsArgs;
 pub(crate) use self::peer::{LeaseArgs, PeerArgs};
 pub(crate) use self::service::ServiceArgs;
+pub(crate) use self::status::{HealthArgs, StatusArgs};
 pub(crate) use self::wg_conf::WgConfArgs;
 use crate::values::{Domain, Listen, MemorySize, PortRange, Switch};
 
@@ -79,6 +81,12 @@ pub(crate) enum Command {
     Grant(GrantArgs),
     /// On the relay: serve a key no longer; its connections end
     Revoke(RevokeArgs),
+    /// Show how the relay and the agents are that run here
+    #[command(after_help = status::STATUS_EXAMPLES)]
+    Status(StatusArgs),
+    /// Tell by the exit code whether visitors can be served: 0 if so, 1 if not
+    #[command(after_help = status::HEALTH_EXAMPLES)]
+    Health(HealthArgs),
     /// Print the wg-quick file for a plain WireGuard peer in an agent's place
     ///
     /// The kernel, wireguard-go or a phone can serve visitors without a portal of its own: its service listens on its

@@ -56,6 +56,8 @@ fn run(Invocation { cli, given }: Invocation) -> Result<(), Failure> {
         Command::Key(command) => commands::key::run(&command, cli.output),
         Command::Grant(args) => commands::grant::grant(args, cli.output),
         Command::Revoke(args) => commands::grant::revoke(&args, cli.output),
+        Command::Status(args) => commands::status::run(&args, cli.output),
+        Command::Health(args) => commands::health::run(&args, cli.output),
         Command::WgConf(args) => commands::wg_conf::run(&args, cli.output),
         Command::Completions(args) => {
             commands::completions::run(&args, cli.output);

@@ -1,4 +1,4 @@
-//! The values of flags that are more than a text: sizes, ranges of ports, addresses to listen on.
+//! The values of flags that are more than a text: sizes, ranges of ports, addresses to listen on. And sizes as text.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -33,6 +33,19 @@ impl FromStr for MemorySize {
         }
         Ok(Self(bytes))
     }
+}
+
+/// A size for people, in the largest unit that leaves a whole part.
+pub(crate) fn size_text(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let power = bytes.ilog2() / 10;
+    // Tenths in integers: a float would be off for the largest sizes.
+    let tenths = (u128::from(bytes) * 10) >> (10 * power);
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[power as usize - 1])
 }
 
 /// A port or a range of ports, both ends included: `20000-29999`, `5432`.
@@ -213,6 +226,21 @@ mod tests {
         assert_eq!(size("15M"), Err(ValueError::TooSmall));
         for bad in ["", "M", "1.5G", "-1M", "+1G", "12 parsecs", "99999999999G", "0x10M"] {
             assert!(matches!(size(bad), Err(ValueError::Size(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            ((1 << 20) - 1, "1023.9 KiB"),
+            (5 << 30, "5.0 GiB"),
+            (u64::MAX, "15.9 EiB"),
+        ] {
+            assert_eq!(size_text(bytes), text);
         }
     }
 

@@ -44,9 +44,9 @@ pub(super) async fn answer(control: Option<ControlSocket>, handle: &Handle<Agent
                 status: Some(Status::Agent(status)),
                 ..Answer::default()
             },
-            Err(error) => Answer::failed(error),
+            Err(error) => Answer::failed(&error),
         },
-        Request::Reload => Answer::failed("this is an agent: it has no grants"),
+        Request::Reload => Answer::failed(&"this is an agent: it has no grants"),
     };
     control.serve(act).await;
 }

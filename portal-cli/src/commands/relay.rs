@@ -260,7 +260,7 @@ async fn answer(control: ControlSocket, handle: Handle<Relay>, state: StateDir, 
                 status: Some(Status::Relay(status)),
                 ..Answer::default()
             },
-            Err(error) => Answer::failed(error),
+            Err(error) => Answer::failed(&error),
         },
         Request::Reload => match access(mode.get(), &state) {
             Ok(access) => {
@@ -271,10 +271,10 @@ async fn answer(control: ControlSocket, handle: Handle<Relay>, state: StateDir, 
                         open,
                         ..Answer::default()
                     },
-                    Err(error) => Answer::failed(error),
+                    Err(error) => Answer::failed(&error),
                 }
             }
-            Err(failure) => Answer::failed(failure),
+            Err(failure) => Answer::failed(&failure),
         },
     };
     control.serve(act).await;

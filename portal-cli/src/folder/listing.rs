@@ -14,6 +14,7 @@ use super::{
     page,
     path::{encode, is_hidden},
 };
+use crate::values::size_text;
 
 /// Entries on one page, which bounds the time for it.
 pub(super) const MAX_ENTRIES: usize = 10_000;
@@ -126,19 +127,6 @@ fn shown_path(below: &Path) -> String {
     shown
 }
 
-/// A size in the largest unit that leaves a whole part.
-fn size_text(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let power = bytes.ilog2() / 10;
-    // Tenths in integers: a float would be off for the largest sizes.
-    let tenths = (u128::from(bytes) * 10) >> (10 * power);
-    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[power as usize - 1])
-}
-
 /// A time as `2026-01-31 23:59`, in UTC; `None` before 1970.
 fn time_text(time: SystemTime) -> Option<String> {
     let minutes = time.duration_since(UNIX_EPOCH).ok()?.as_secs() / 60;
@@ -179,21 +167,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    #[test]
-    fn sizes() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1536, "1.5 KiB"),
-            ((1 << 20) - 1, "1023.9 KiB"),
-            (5 << 30, "5.0 GiB"),
-            (u64::MAX, "15.9 EiB"),
-        ] {
-            assert_eq!(size_text(bytes), text);
-        }
-    }
 
     #[test]
     fn times() {

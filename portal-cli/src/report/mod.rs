@@ -115,6 +115,11 @@ pub(crate) fn print_result(output: Output, text: &str, json: &serde_json::Value)
     write_out(&line);
 }
 
+/// Prints a line, or several, of a command's result.
+pub(crate) fn print_line(text: &str) {
+    write_out(text);
+}
+
 /// Prints what a command has to say beside its result.
 pub(crate) fn print_note(output: Output, text: &str) {
     if !output.quiet {

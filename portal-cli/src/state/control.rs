@@ -46,7 +46,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// It could not be done.
-    pub(crate) fn failed(cause: impl ToString) -> Self {
+    pub(crate) fn failed(cause: &impl ToString) -> Self {
         Self {
             error: Some(cause.to_string()),
             ..Self::default()
@@ -131,7 +131,7 @@ impl ControlSocket {
         let request = tokio::time::timeout(PATIENCE, receive(&mut stream)).await??;
         let answer = match request {
             Ok(request) => act(request).await,
-            Err(error) => Answer::failed(format!("this portal does not understand that: {error}")),
+            Err(error) => Answer::failed(&format!("this portal does not understand that: {error}")),
         };
         let mut line = serde_json::to_vec(&answer)?;
         line.push(b'\n');
@@ -252,7 +252,7 @@ mod tests {
                 let path = path.clone();
                 move || ask(&path, &Request::Status)
             });
-            let served = socket.serve_one(&mut async |_| Answer::failed("x".repeat(len))).await;
+            let served = socket.serve_one(&mut async |_| Answer::failed(&"x".repeat(len))).await;
             let asked = asked.await.unwrap();
             assert_eq!((served.is_ok(), asked.is_ok()), (understood, understood), "{len}");
         }

@@ -9,11 +9,14 @@
 //! | `lock`, `grants.lock` | nothing: they are locked | |
 //! | `portal.sock` | the running relay listens here | |
 //!
+//! Agents have a socket too, beside their key: `agent.sock` for `agent.key`.
+//!
 //! Files are replaced whole, so a crash leaves the old ones. One that cannot be read stops the relay: to go on without it
 //! would give people's names away.
 
 mod book;
 pub(crate) mod control;
+pub(crate) mod running;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
