@@ -254,9 +254,9 @@ impl Wg {
         if !is_cookie {
             let peer = self.peers.get_mut(id.0)?;
             peer.heard = now;
-            // An initiation may be an old one that a process before this one has seen: what a session's packets have
-            // proved is not given up for it.
-            if peer.path != Some(path) && !(is_initiation && peer.ready) {
+            // An initiation may be an old one that a process before this one has seen: it is answered where it came from,
+            // but a known path is not given up before a packet of the session proves another.
+            if peer.path != Some(path) && !(is_initiation && peer.path.is_some()) {
                 peer.path = Some(path);
                 self.events.push_back(WgEvent::Moved(id));
             }

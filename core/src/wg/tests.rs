@@ -326,6 +326,51 @@ fn only_authenticated_datagrams_move_a_path() {
     assert_eq!(ends.relay.wg.path(to_agent), Some(elsewhere), "a replayed one does not");
 }
 
+/// A process that has just begun knows no time stamps: to it an old initiation looks new.
+#[test]
+fn an_initiation_of_an_earlier_run_moves_no_known_path() {
+    let mut ends = Ends::connected();
+    let to_agent = ends.to_agent();
+    ends.wait(Duration::from_secs(2));
+    ends.relay.wg.call(ends.now, to_agent, true);
+    let (_, old) = ends.relay.control().pop().unwrap();
+
+    let mut again = Ends::new();
+    let stranger = path("198.51.100.1:9");
+    again.agent.open(again.now, stranger, &old);
+    let answers = again.agent.control();
+    assert_eq!(answers.len(), 1, "it is answered");
+    assert_eq!(answers[0].0, stranger, "where it came from");
+    let known = Some(again.relay.path);
+    assert_eq!(again.agent.wg.path(again.to_relay), known);
+    assert!(!again.agent.wg.is_ready(again.to_relay));
+    again.wait(Duration::from_secs(6));
+    again.agent.wg.call(again.now, again.to_relay, true);
+    assert!(again.agent.control().iter().all(|(to, _)| Some(*to) == known));
+}
+
+/// The same first message from a new address of the peer's own: its first packet proves the address.
+#[test]
+fn a_peer_that_calls_from_elsewhere_is_followed_once_it_has_proved_it() {
+    let mut ends = Ends::connected();
+    let to_agent = ends.to_agent();
+    let elsewhere = path("198.51.100.1:9");
+    let before = ends.agent.path;
+    ends.wait(Duration::from_secs(2));
+    ends.agent.wg.call(ends.now, ends.to_relay, true);
+    let (_, initiation) = ends.agent.control().pop().unwrap();
+    ends.relay.open(ends.now, elsewhere, &initiation);
+    assert_eq!(ends.relay.wg.path(to_agent), Some(before));
+    let (to, response) = ends.relay.control().pop().unwrap();
+    assert_eq!(to, elsewhere);
+    ends.agent.open(ends.now, ends.relay.path, &response);
+    for (_, confirmation) in ends.agent.control() {
+        ends.relay.open(ends.now, elsewhere, &confirmation);
+    }
+    assert_eq!(ends.relay.wg.path(to_agent), Some(elsewhere));
+    assert!(ends.relay.wg.is_ready(to_agent));
+}
+
 #[test]
 fn a_cookie_reply_moves_no_path() {
     let mut ends = Ends::new();
