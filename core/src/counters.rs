@@ -70,6 +70,8 @@ counters! {
     refused_visitor_source,
     /// Visitor connections refused because their lease has as many as it may.
     refused_visitor_lease,
+    /// Visitor connections refused because their agent's key has as many as its grant allows.
+    refused_visitor_key,
     /// Connections refused because there are too many in all.
     refused_streams_full,
     /// Visitor connections ended because they did not say in time what they want.
@@ -100,6 +102,8 @@ counters! {
     drop_udp_oversize,
     /// UDP datagrams dropped because a queue was full or no session was up.
     drop_udp_queue,
+    /// UDP datagrams dropped because their agent's key has used up the rate of its grant.
+    drop_udp_rate,
     /// UDP associations opened.
     associations_opened,
     /// UDP associations that made room for newer ones.

@@ -8,6 +8,7 @@ mod service;
 mod status;
 mod wg_conf;
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
@@ -23,7 +24,7 @@ pub(crate) use self::peer::{LeaseArgs, PeerArgs};
 pub(crate) use self::service::ServiceArgs;
 pub(crate) use self::status::{HealthArgs, StatusArgs};
 pub(crate) use self::wg_conf::WgConfArgs;
-use crate::values::{Domain, Listen, MemorySize, PortRange, Switch};
+use crate::values::{ByteRate, Domain, Listen, MemorySize, PortRange, Switch};
 
 /// Puts a service that runs behind a NAT on a public address.
 ///
@@ -133,7 +134,8 @@ const GRANT_EXAMPLES: &str = "\
 Examples:
   portal grant KEY                             everything
   portal grant KEY --name blog --name 'blog-*' the names blog, blog-1, blog-new, ...
-  portal grant KEY --kind tcp --port 20000-20009";
+  portal grant KEY --kind tcp --port 20000-20009
+  portal grant KEY --flows 100 --rate 10M      at most 100 connections, and 10 MiB a second";
 
 /// `portal expose`.
 #[derive(Args, Debug)]
@@ -276,6 +278,12 @@ pub(crate) struct GrantArgs {
     /// A kind of service that it may offer: http, https, tls, tcp or udp [default: every kind]
     #[arg(long = "kind", env = "PORTAL_KIND", value_delimiter = ',', hide_env = true)]
     pub(crate) kinds: Vec<Kind>,
+    /// The most connections at a time, over all its leases [default: no bound]
+    #[arg(long, value_name = "N", env = "PORTAL_FLOWS", hide_env = true)]
+    pub(crate) flows: Option<NonZeroU32>,
+    /// The most bytes a second, both directions together, over all its leases, like 500K or 10M [default: no bound]
+    #[arg(long, value_name = "SIZE", env = "PORTAL_RATE", hide_env = true)]
+    pub(crate) rate: Option<ByteRate>,
     #[command(flatten)]
     pub(crate) state: StateArgs,
 }

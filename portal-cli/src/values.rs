@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -16,23 +17,45 @@ impl FromStr for MemorySize {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let bad = || ValueError::Size(text.to_owned());
-        let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(unit_at);
-        let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
-            "" | "b" => 0,
-            "k" | "kb" | "kib" => 10,
-            "m" | "mb" | "mib" => 20,
-            "g" | "gb" | "gib" => 30,
-            _ => return Err(bad()),
-        };
-        let number: usize = number.parse().map_err(|_| bad())?;
-        let bytes = number.checked_mul(1 << shift).ok_or_else(bad)?;
-        if bytes < MIN_MEMORY {
+        let bytes = bytes(text)?;
+        if bytes < MIN_MEMORY as u64 {
             return Err(ValueError::TooSmall);
         }
-        Ok(Self(bytes))
+        usize::try_from(bytes)
+            .map(Self)
+            .map_err(|_| ValueError::Size(text.to_owned()))
     }
+}
+
+/// Bytes a second, written like a size: `500K`, `10M`, `10M/s`. Never none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ByteRate(pub(crate) NonZeroU64);
+
+impl FromStr for ByteRate {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let rate = bytes(text.strip_suffix("/s").unwrap_or(text));
+        let rate = rate.ok().and_then(NonZeroU64::new);
+        // A TOML file has whole numbers up to this.
+        let rate = rate.filter(|rate| i64::try_from(rate.get()).is_ok());
+        rate.map(Self).ok_or_else(|| ValueError::Rate(text.to_owned()))
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, ValueError> {
+    let bad = || ValueError::Size(text.to_owned());
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => return Err(bad()),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).ok_or_else(bad)
 }
 
 /// A size for people, in the largest unit that leaves a whole part.
@@ -172,6 +195,9 @@ pub(crate) enum ValueError {
     /// No size.
     #[error("{0:?} is not a size: write it like 256M or 1G")]
     Size(String),
+    /// No rate.
+    #[error("{0:?} is not a rate: write it in bytes a second, like 500K or 10M")]
+    Rate(String),
     /// Not enough to work with.
     #[error("it takes 16M at least")]
     TooSmall,
@@ -226,6 +252,17 @@ mod tests {
         assert_eq!(size("15M"), Err(ValueError::TooSmall));
         for bad in ["", "M", "1.5G", "-1M", "+1G", "12 parsecs", "99999999999G", "0x10M"] {
             assert!(matches!(size(bad), Err(ValueError::Size(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        let rate = |text: &str| text.parse::<ByteRate>().map(|rate| rate.0.get());
+        assert_eq!(rate("1"), Ok(1));
+        assert_eq!(rate("500K"), Ok(500 << 10));
+        assert_eq!(rate("10M/s"), Ok(10 << 20));
+        for bad in ["", "0", "0M", "/s", "fast", "10M/h", "-1", "9999999999G"] {
+            assert_eq!(rate(bad), Err(ValueError::Rate(bad.into())));
         }
     }
 

@@ -1,4 +1,5 @@
-//! What an operator sees of running portals: `portal status`, `portal health`, `--admin`.
+//! What an operator sees of running portals, and bounds: `portal status`, `portal health`, `--admin`, and what a grant
+//! allows.
 
 mod common;
 
@@ -6,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use common::{Ended, PATIENCE, Portal, command, eventually, free_port, get, run};
 use serde_json::Value;
@@ -346,4 +348,63 @@ fn sockets_are_for_their_owner_and_leftovers_do_no_harm() {
         left.iter().all(|name| !name.to_string_lossy().ends_with(".sock")),
         "{left:?}"
     );
+}
+
+#[test]
+fn a_grant_bounds_connections_and_rate_and_changes_act_at_once() {
+    let place = Place::new();
+    let (_relay, uri) = place.relay("granted");
+    let state = place.state();
+    let agent = place.agent(&uri, &echo(), &[]);
+    let key = eventually("the agent's socket", || {
+        let ended = place.run(&["status", "--json"]);
+        serde_json::from_str::<Value>(&ended.out).map(|status| status["key"].as_str().unwrap().to_owned())
+    });
+    let grant = |more: &[&str]| {
+        let ended = place.run(&[&["grant", &key, "--state-dir", &state][..], more].concat());
+        assert_eq!(ended.status.code(), Some(0), "{}", ended.err);
+    };
+    grant(&["--flows", "1", "--rate", "64K"]);
+    let file = std::fs::read_to_string(place.home.path().join("state/grants.toml")).unwrap();
+    assert!(
+        file.contains("flows = 1\n") && file.contains("rate = 65536\n"),
+        "{file}"
+    );
+
+    let public = agent.line();
+    let mut first = visit(&public);
+    say(&mut first, b"one");
+    let refused = |visitor: &mut TcpStream| {
+        let _ = visitor.write_all(b"two");
+        !matches!(visitor.read(&mut [0; 8]), Ok(1..))
+    };
+    assert!(refused(&mut visit(&public)), "a second connection");
+    let status = &place.json(&["--state-dir", &state])[0];
+    assert_eq!(status["refusals"]["refused_visitor_key"], 1);
+
+    // 128 KiB there and back are 256 KiB, of which some are let through at once.
+    let start = Instant::now();
+    let writer = std::thread::spawn({
+        let mut stream = first.try_clone().unwrap();
+        move || stream.write_all(&[3; 128 << 10])
+    });
+    first.read_exact(&mut vec![0; 128 << 10]).unwrap();
+    writer.join().unwrap().unwrap();
+    let took = start.elapsed();
+    assert!(
+        (Duration::from_secs(3)..Duration::from_secs(20)).contains(&took),
+        "{took:?}"
+    );
+
+    grant(&[]);
+    say(&mut visit(&public), b"any number");
+    let start = Instant::now();
+    for _ in 0..16 {
+        say(&mut first, &[4; 16 << 10]);
+    }
+    assert!(start.elapsed() < took, "as fast as it can");
+    for wrong in [["--flows", "0"], ["--rate", "0"], ["--rate", "fast"]] {
+        let ended = place.run(&[&["grant", &key, "--state-dir", &state][..], &wrong].concat());
+        assert_eq!(ended.status.code(), Some(2), "{wrong:?}: {}", ended.err);
+    }
 }

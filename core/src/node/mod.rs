@@ -1,6 +1,7 @@
 //! What a relay and an agent have in common: the tunnel's layers stacked up, the streams joined to them, and the queues
 //! towards the runtime. It takes no decision about who may do what.
 
+mod meter;
 mod stream;
 mod tls;
 
@@ -20,6 +21,7 @@ use crate::table::Table;
 use crate::timers::TimerQueue;
 use crate::wg::{DATA_OVERHEAD, PEER_CHARGE, PLAIN_BUFFER, PeerId, Wg, WgEvent};
 
+use self::meter::Meters;
 pub use self::stream::StreamMut;
 pub(crate) use self::stream::{End, Ended, Stream};
 pub(crate) use self::tls::Tls;
@@ -82,6 +84,7 @@ pub struct Node<X, E> {
     pub(crate) actions: VecDeque<Action<E>>,
     pub(crate) stream_deadlines: TimerQueue<StreamId>,
     pub(crate) admin: Admin,
+    meters: Meters,
     max_streams: usize,
     streams: Table<Stream<X>>,
     ended: VecDeque<Ended<X>>,
@@ -148,6 +151,7 @@ impl<X, E> Node<X, E> {
             actions: VecDeque::new(),
             stream_deadlines: TimerQueue::new(),
             admin: Admin::new(),
+            meters: Meters::new(),
             max_streams: limits.streams,
             streams: Table::new(limits.streams.saturating_add(MAX_CONNECTIONS)),
             ended: VecDeque::new(),
@@ -161,6 +165,7 @@ impl<X, E> Node<X, E> {
 
     /// Asserts what must always hold. `held` is what the machine above was charged for its own parts.
     pub(crate) fn check_invariants(&self, held: usize) {
+        self.check_meters();
         let parts = [
             ("queues", FIXED_CHARGE),
             ("peers", self.wg.check_invariants()),
@@ -231,6 +236,7 @@ impl<X, E> Node<X, E> {
         self.honoured = Some(now);
         self.wg.handle_timeout(now, &mut self.resources);
         self.stack.handle_timeout(now, &mut self.resources);
+        self.meters_due(now);
     }
 
     /// The earliest of the node's deadlines and the machine's own.
@@ -240,6 +246,7 @@ impl<X, E> Node<X, E> {
             self.wg.poll_timeout().map(|at| (at, "wireguard timer")),
             self.stack.poll_timeout().map(|at| (at, "tcp timer")),
             self.stream_deadlines.next().map(|at| (at, "stream deadline")),
+            self.meters.next_timeout().map(|at| (at, "rate limit")),
         ];
         let (mut at, reason) = candidates.into_iter().flatten().min_by_key(|&(at, _)| at)?;
         if let Some(honoured) = self.honoured

@@ -4,6 +4,7 @@
 use crate::budget::Budget;
 use crate::http;
 use crate::machine::{Action, ByteStream, StreamId};
+use crate::node::meter::{Hand, Lane, Metered, Meters};
 use crate::node::tls::{CHUNK, Failed, Said, Tls};
 use crate::node::{Node, Owned};
 use crate::stack::{FlowId, Owner};
@@ -28,6 +29,8 @@ pub(crate) struct Stream<X> {
     lead: Vec<u8>,
     /// What stands between flow and socket, if anything does.
     tls: Option<Box<Tls>>,
+    /// What it has to do with its key's rate.
+    pub(super) metered: Metered,
     /// Bytes for the socket made here, after which it is closed.
     answer: Option<Vec<u8>>,
     /// What the visitor is told within its TLS, as there is no socket for it, and what the stream ends with then.
@@ -113,6 +116,7 @@ impl<X> Stream<X> {
             prefix: Vec::new(),
             lead: Vec::new(),
             tls: None,
+            metered: Metered::default(),
             answer: None,
             farewell: None,
             on_broken: None,
@@ -144,6 +148,11 @@ impl<X> Stream<X> {
     /// Whether the head can grow no more.
     pub(crate) fn head_is_over(&self) -> bool {
         self.read_ended || self.head.as_ref().is_some_and(|head| head.len() >= self.head_limit)
+    }
+
+    /// Bytes read from its socket.
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.from_socket
     }
 
     /// Whether its visitor was already answered here.
@@ -198,6 +207,31 @@ impl<X, E> Node<X, E> {
 
     pub(crate) fn stream_mut(&mut self, id: StreamId) -> Option<&mut Stream<X>> {
         self.streams.get_mut(key(id))
+    }
+
+    /// Whether there are bytes of its key's to move in this direction, as far as the flow goes.
+    pub(super) fn could_move(&self, id: StreamId, lane: Lane) -> bool {
+        let Some(stream) = self.streams.get(key(id)) else {
+            return false;
+        };
+        let view = stream.flow.and_then(|flow| self.stack.view(flow));
+        view.is_some_and(|view| match lane {
+            Lane::Fill => stream.prefix.is_empty() && !stream.read_ended && view.can_send,
+            Lane::Drain => stream.lead.is_empty() && view.can_receive,
+        })
+    }
+
+    pub(super) fn meters_and_stream(&mut self, id: StreamId) -> (&mut Meters, Option<&mut Stream<X>>) {
+        (&mut self.meters, self.streams.get_mut(key(id)))
+    }
+
+    /// Asserts what must always hold between streams and the rates of their keys.
+    pub(super) fn check_meters(&self) {
+        let lanes = [Lane::Fill, Lane::Drain];
+        let waits = |stream: &Stream<X>| lanes.iter().filter(|&&lane| stream.metered.waits(lane)).count();
+        let waiting = self.streams.iter().map(|(_, stream)| waits(stream)).sum();
+        let metered = |id| self.stream(id).map(|stream| &stream.metered);
+        self.meters.check_invariants(waiting, metered);
     }
 
     /// How many streams there are beside those of operators.
@@ -380,12 +414,13 @@ impl<X, E> Node<X, E> {
             Some(tls) => tls.can_take(),
             None => stream.prefix.is_empty() && self.stack.view(flow).is_some_and(|view| view.can_send),
         };
-        if has_room && !stream.read_ended && !stream.read_wanted {
+        let waits = |lane| stream.metered.waits(lane);
+        if has_room && !stream.read_ended && !stream.read_wanted && !waits(Lane::Fill) {
             stream.read_wanted = true;
             self.actions.push_back(Action::WantRead(id));
         }
         if can_receive || !stream.lead.is_empty() {
-            if !stream.write_wanted && !stream.write_ended {
+            if !stream.write_wanted && !stream.write_ended && !waits(Lane::Drain) {
                 stream.write_wanted = true;
                 self.actions.push_back(Action::WantWrite(id));
             }
@@ -532,6 +567,7 @@ impl<X, E> Node<X, E> {
         self.budget_of(of_operator).release(stream.held);
         self.admin.connections -= usize::from(of_operator);
         self.stream_deadlines.clear(id);
+        self.meters.leave(&stream.metered);
         if let Some(flow) = stream.flow {
             self.stack.release(flow, reset, &mut self.resources);
         }
@@ -587,10 +623,9 @@ impl<M: Owned> StreamMut<'_, M> {
         self.machine.settle(self.now);
         Some(count)
     }
-}
 
-impl<M: Owned> ByteStream for StreamMut<'_, M> {
-    fn fill(&mut self, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
+    /// The same as [`ByteStream::fill`] where no rate is in the way.
+    fn fill_freely(&mut self, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
         let node = self.machine.node();
         let stream = node.streams.get_mut(key(self.id))?;
         if stream.read_ended {
@@ -632,7 +667,8 @@ impl<M: Owned> ByteStream for StreamMut<'_, M> {
         filled
     }
 
-    fn drain(&mut self, write: &mut dyn FnMut(&[u8]) -> usize) -> Option<usize> {
+    /// The same as [`ByteStream::drain`] where no rate is in the way.
+    fn drain_freely(&mut self, write: &mut dyn FnMut(&[u8]) -> usize) -> Option<usize> {
         let node = self.machine.node();
         let stream = node.streams.get_mut(key(self.id))?;
         let drained = match (&mut stream.answer, stream.flow) {
@@ -681,6 +717,54 @@ impl<M: Owned> ByteStream for StreamMut<'_, M> {
             node.service(self.id);
             self.machine.settle(self.now);
         }
+        drained
+    }
+
+    /// Says what became of the bytes that were in hand.
+    fn moved(&mut self, lane: Lane, hand: Hand, moved: Option<usize>, offered: usize) {
+        let (node, bytes) = (self.machine.node(), moved.unwrap_or(0));
+        if node.moved(self.now, self.id, lane, hand, bytes, offered) {
+            self.machine.settle(self.now);
+        }
+    }
+}
+
+impl<M: Owned> ByteStream for StreamMut<'_, M> {
+    fn fill(&mut self, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
+        let node = self.machine.node();
+        let Some(hand) = node.allowance(self.now, self.id, Lane::Fill) else {
+            // Its turn brings the next WantRead.
+            node.stream_mut(self.id)?.read_wanted = false;
+            return None;
+        };
+        if hand.is_free() {
+            return self.fill_freely(read);
+        }
+        let mut offered = 0;
+        let filled = self.fill_freely(&mut |room| {
+            offered = hand.most_of(room.len());
+            read(&mut room[..offered]).min(offered)
+        });
+        self.moved(Lane::Fill, hand, filled, offered);
+        filled
+    }
+
+    fn drain(&mut self, write: &mut dyn FnMut(&[u8]) -> usize) -> Option<usize> {
+        let node = self.machine.node();
+        let Some(hand) = node.allowance(self.now, self.id, Lane::Drain) else {
+            // Its turn brings the next WantWrite.
+            node.stream_mut(self.id)?.write_wanted = false;
+            return None;
+        };
+        if hand.is_free() {
+            return self.drain_freely(write);
+        }
+        let mut offered = 0;
+        let drained = self.drain_freely(&mut |bytes| {
+            offered = hand.most_of(bytes.len());
+            write(&bytes[..offered]).min(offered)
+        });
+        self.moved(Lane::Drain, hand, drained, offered);
         drained
     }
 

@@ -1,5 +1,7 @@
 //! Who may lease what.
 
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,12 @@ pub struct Grant {
     /// Which kinds of service it may offer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kinds: Vec<Kind>,
+    /// The most connections at a time, over all its leases. Visitors by UDP are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows: Option<NonZeroU32>,
+    /// The most bytes a second, both directions together, over all its leases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<NonZeroU64>,
 }
 
 impl Grant {
@@ -43,6 +51,8 @@ impl Grant {
             names: Vec::new(),
             ports: Vec::new(),
             kinds: Vec::new(),
+            flows: None,
+            rate: None,
         }
     }
 }
@@ -74,6 +84,33 @@ impl Access {
                 format!("the key {key} is not granted here: run `portal grant {key}` on the relay"),
             )),
         }
+    }
+
+    /// How many connections keys may have at a time. Keys without a bound are not there.
+    pub(crate) fn flows(&self) -> BTreeMap<PublicKey, NonZeroU32> {
+        self.bounds(|grant| grant.flows)
+    }
+
+    /// How many bytes a second keys may have carried. Keys without a bound are not there.
+    pub(crate) fn rates(&self) -> BTreeMap<PublicKey, NonZeroU64> {
+        self.bounds(|grant| grant.rate)
+    }
+
+    /// The loosest of the bounds that a key's grants set: grants of one key add up.
+    fn bounds<T: Ord + Copy>(&self, bound: impl Fn(&Grant) -> Option<T>) -> BTreeMap<PublicKey, T> {
+        let Self::Granted(grants) = self else {
+            return BTreeMap::new();
+        };
+        let mut loosest: BTreeMap<PublicKey, Option<T>> = BTreeMap::new();
+        for grant in grants {
+            let new = bound(grant);
+            let of_key = loosest.entry(grant.key).or_insert(new);
+            *of_key = of_key.zip(new).map(|(one, other)| one.max(other));
+        }
+        loosest
+            .into_iter()
+            .filter_map(|(key, bound)| Some((key, bound?)))
+            .collect()
     }
 
     /// Whether the key may have a lease of this kind, with the name or port it asks for.
@@ -126,6 +163,7 @@ mod tests {
             names: vec!["blog-*".parse().unwrap()],
             ports: vec![100..=200],
             kinds: vec![Kind::Http, Kind::Tcp],
+            ..Grant::all(key)
         };
         let access = Access::Granted(vec![narrow.clone()]);
         let code = |result: Result<(), Refusal>| result.map_err(|refusal| refusal.code);
@@ -150,6 +188,14 @@ mod tests {
             Ok(()),
             "grants of one key add up"
         );
+        let bounded = |flows| Grant {
+            flows: NonZeroU32::new(flows),
+            ..Grant::all(other)
+        };
+        let flows = |grants| Access::Granted(grants).flows().get(&other).map(|flows| flows.get());
+        assert_eq!(flows(vec![bounded(3), bounded(7)]), Some(7));
+        assert_eq!(flows(vec![bounded(3), Grant::all(other)]), None);
+        assert_eq!(flows(vec![Grant::all(other), bounded(3)]), None);
         let refusal = access.admits(&other).unwrap_err();
         assert!(
             refusal.message.contains(&format!("portal grant {other}")),

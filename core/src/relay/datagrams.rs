@@ -63,6 +63,9 @@ impl VisitorAssociations {
             (Some(((listener, visitor), association)), Some(lease))
                 if lease.peer == peer && lease.service_port == packet.source_port =>
             {
+                if !node.meter_datagram(now, &lease.key, payload.len()) {
+                    return;
+                }
                 leases.carried(association.lease, 0, payload.len() as u64);
                 node.send_datagram(UdpSocketRef::Public(listener), Some(visitor), payload);
             }
@@ -162,6 +165,10 @@ impl Relay {
         let Some(overlay) = self.node.wg.overlay(peer) else {
             return;
         };
+        let key = lease.key;
+        if !self.node.meter_datagram(now, &key, payload.len()) {
+            return;
+        }
         if !self.associations.knows((listener, remote)) {
             self.leases.came(id);
         }

@@ -9,6 +9,7 @@ use super::{Relay, listener_key};
 use crate::budget::BufferClass;
 use crate::control::Kind;
 use crate::http;
+use crate::identity::PublicKey;
 use crate::machine::{ListenerId, StreamId, Transport};
 use crate::node::{End, Stream};
 use crate::proxy::ProxyHeader;
@@ -84,6 +85,8 @@ pub struct Visitor {
     ingress: Option<Ingress>,
     /// The lease it was matched to, which may have ended since.
     pub(super) lease: Option<LeaseId>,
+    /// The key for whose bounds it counts, once it is carried.
+    pub(super) key: Option<PublicKey>,
     /// Its public address.
     pub(super) public: String,
 }
@@ -125,6 +128,7 @@ impl Relay {
             local,
             ingress,
             lease: None,
+            key: None,
             public: String::new(),
         };
         let id = match ingress {
@@ -265,6 +269,7 @@ impl Relay {
             self.node.resources.counters.refused_visitor_lease += 1;
             return self.node.drop_stream(id, End::Dropped);
         }
+        let lease_key = lease.key;
         let (peer, service_port, public, via) = (lease.peer, lease.service_port, lease.public.clone(), lease.via);
         let is_http = matches!(&lease.place, Place::Name(Ingress::Http, _));
         let on_broken = match &lease.place {
@@ -278,8 +283,13 @@ impl Relay {
         let Some(visitor) = self.node.stream_mut(id).and_then(|stream| stream.data.as_mut()) else {
             return;
         };
+        if !self.quotas.open(lease_key) {
+            self.node.resources.counters.refused_visitor_key += 1;
+            return self.node.drop_stream(id, End::Dropped);
+        }
         visitor.public = public;
         visitor.lease = Some(lease_id);
+        visitor.key = Some(lease_key);
         lease.visitors += 1;
         let (source, destination) = (visitor.remote, visitor.local);
         self.leases.came(lease_id);
@@ -308,6 +318,7 @@ impl Relay {
             &mut node.resources,
         ) {
             Ok(flow) => {
+                self.node.meter(id, lease_key);
                 self.node.join(id, flow, prefix, on_broken);
                 self.await_plain_peer(now, id, peer);
             }

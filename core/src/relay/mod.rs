@@ -5,6 +5,7 @@ mod datagrams;
 mod ingress;
 mod leases;
 mod plain;
+mod quotas;
 mod register;
 mod sessions;
 mod status;
@@ -18,6 +19,7 @@ use self::datagrams::VisitorAssociations;
 use self::ingress::{Listener, Role, Visitor};
 use self::leases::Leases;
 use self::plain::PlainPeers;
+use self::quotas::Quotas;
 use self::sessions::Sessions;
 use crate::admin::{self, Operated};
 use crate::batch::TransmitBatch;
@@ -269,6 +271,7 @@ pub struct Relay {
     sessions: Sessions,
     plain: PlainPeers,
     sources: Map<IpAddr, u32>,
+    quotas: Quotas,
     associations: VisitorAssociations,
     closing: bool,
 }
@@ -290,11 +293,13 @@ impl Relay {
             sessions: Sessions::new(),
             plain: PlainPeers::default(),
             sources: Map::with_hasher(node.random.hasher()),
+            quotas: Quotas::new(&config.access),
             associations: VisitorAssociations::new(config.limits.associations, &mut node.random),
             closing: false,
             node,
             config,
         };
+        relay.node.set_rates(now, &relay.config.access.rates());
         for (ingress, addr) in [(Ingress::Http, relay.config.http), (Ingress::Https, relay.config.https)] {
             if let Some(addr) = addr {
                 relay.listen(Role::Shared(ingress), addr, Transport::Tcp);
@@ -379,6 +384,8 @@ impl Relay {
     pub fn set_access(&mut self, now: Instant, access: Access) {
         let now = self.node.clamp(now);
         self.config.access = access;
+        self.quotas.set(&self.config.access);
+        self.node.set_rates(now, &self.config.access.rates());
         for peer in self.sessions.peers() {
             let Some(key) = self.node.wg.key(peer) else {
                 continue;
@@ -405,6 +412,8 @@ impl Relay {
             self.node.stream_count(),
             "every visitor counts for its source"
         );
+        let carried = self.node.streams_where(|visitor| visitor.key.is_some()).len();
+        assert_eq!(self.quotas.count(), carried, "who is carried counts for a key");
     }
 
     fn listen(&mut self, role: Role, addr: SocketAddr, transport: Transport) -> Option<ListenerId> {
@@ -477,6 +486,9 @@ impl Relay {
             if *count == 0 {
                 self.sources.remove(&visitor.source);
             }
+        }
+        if let Some(key) = &visitor.key {
+            self.quotas.close(key);
         }
         if let Some(id) = visitor.lease {
             self.leases.carried(id, ended.from_socket, ended.to_socket);

@@ -274,6 +274,7 @@ impl Simulation {
     fn grant(&mut self) {
         let agent = self.some_agent();
         self.granted[agent] = true;
+        self.change_bounds(agent);
         self.apply_access();
     }
 

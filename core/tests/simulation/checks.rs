@@ -79,6 +79,7 @@ impl Simulation {
 
     fn heal_everything(&mut self) {
         self.granted.fill(true);
+        self.bounds.fill((0, 0));
         for agent in 0..self.world.agents.len() {
             self.world.impair(agent, |link| {
                 *link = Impairments {

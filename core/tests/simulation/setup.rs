@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::{Duration, Instant};
 
 use portal_core::{Access, AgentEvent, Grant, Kind, Limits, RelayEvent, Service};
@@ -15,6 +16,8 @@ pub(crate) struct Simulation {
     pub(crate) limits: Limits,
     /// Which agents have a grant.
     pub(crate) granted: Vec<bool>,
+    /// What their grants bound: connections at a time, and bytes a second; zeroes are no bounds.
+    pub(crate) bounds: Vec<(u32, u64)>,
     /// Which agents were told to end.
     pub(crate) ended: Vec<bool>,
     /// The services each agent believes to be reachable.
@@ -64,6 +67,7 @@ impl Simulation {
             world,
             limits,
             granted: vec![true; agents],
+            bounds: vec![(0, 0); agents],
             ended: vec![false; agents],
             serving: vec![BTreeSet::new(); agents],
             leased: BTreeMap::new(),
@@ -80,7 +84,22 @@ impl Simulation {
     /// Who may lease at the moment.
     pub(crate) fn access(&self) -> Access {
         let granted = (0..self.granted.len()).filter(|&agent| self.granted[agent]);
+        let grant = |agent: usize| {
+            let (flows, rate) = self.bounds[agent];
+            Grant {
+                flows: NonZeroU32::new(flows),
+                rate: NonZeroU64::new(rate),
+                ..grant(agent)
+            }
+        };
         Access::Granted(granted.map(grant).collect())
+    }
+
+    /// The agent's grant has other bounds from now on.
+    pub(crate) fn change_bounds(&mut self, agent: usize) {
+        let flows = [0, 0, 3, 12][self.random.index(4)];
+        let rate = [0, 0, 5_000, 50_000, 2_000_000][self.random.index(5)];
+        self.bounds[agent] = (flows, rate);
     }
 
     /// The agents' link is another one from now on.

@@ -21,6 +21,8 @@ pub(crate) fn grant(args: GrantArgs, output: Output) -> Result<(), Failure> {
         names: args.names,
         ports: args.ports.into_iter().map(|range| range.0).collect(),
         kinds: args.kinds,
+        flows: args.flows,
+        rate: args.rate.map(|rate| rate.0),
     };
     let replaced = state.edit_grants(|grants| state::put(grants, grant))?;
     let did = if replaced { "changed" } else { "granted" };

@@ -267,7 +267,8 @@ struct GrantsFile {
 
 const GRANTS_HEAD: &str = "\
 # Who may lease what on this relay. `portal grant` and `portal revoke` write this file and tell the running relay.
-# An absent list allows everything of its sort.
+# An absent list allows everything of its sort; without flows (connections at a time) and rate (bytes a second, both
+# directions together) there is no such bound.
 
 ";
 
@@ -312,6 +313,8 @@ mod tests {
             names: vec!["blog-*".parse().unwrap()],
             ports: vec![20000..=20009, 5432..=5432],
             kinds: vec![Kind::Tcp, Kind::Http],
+            flows: std::num::NonZeroU32::new(100),
+            rate: std::num::NonZeroU64::new(10 << 20),
         };
         assert!(!state.edit_grants(|grants| put(grants, narrow.clone())).unwrap());
         assert!(!state.edit_grants(|grants| put(grants, Grant::all(two))).unwrap());
