@@ -418,6 +418,53 @@ fn a_target_is_spoken_to_in_tls() {
 }
 
 #[test]
+fn a_connection_outlives_the_time_for_its_handshakes() {
+    let (mut world, identity) = behind_tls(|identity| Trust::Roots(vec![identity.certificate.clone()]));
+    let (visitor, mut target) = dialled(&mut world, &identity);
+    talk(&mut world, &mut [&mut target], |_, speakers| {
+        speakers[0].received == b"hello"
+    });
+    world.run(Duration::from_secs(30));
+    assert!(!world.visitor(visitor).reset, "it was over in time");
+    world.say(visitor, b" again");
+    talk(&mut world, &mut [&mut target], |_, speakers| {
+        speakers[0].received == b"hello again"
+    });
+    assert_eq!(world.agents[0].machine.counters().drop_tls_timeout, 0);
+}
+
+#[test]
+fn a_target_that_says_that_it_ends_is_not_waited_for() {
+    for fin in [true, false] {
+        let (mut world, identity) = behind_tls(|_| Trust::Anyone);
+        let (visitor, mut target) = dialled(&mut world, &identity);
+        talk(&mut world, &mut [&mut target], |_, speakers| {
+            speakers[0].received == b"hello"
+        });
+        target.say(b"bye");
+        target.tls.send_close_notify();
+        talk(&mut world, &mut [&mut target], |world, _| {
+            world.relays[0].sockets[&visitor].fin_received
+        });
+        assert_eq!(world.visitor(visitor).received, b"bye");
+        // Behind it comes the FIN, or nothing at all.
+        world.agents[0].socket(target.id).fin_to_send = fin;
+        world.run(Duration::from_secs(1));
+        world.say(visitor, b", bye");
+        world.visitor(visitor).fin_to_send = true;
+        talk(&mut world, &mut [&mut target], |world, _| {
+            world.relays[0].sockets[&visitor].is_over()
+        });
+        world.run(Duration::from_secs(1));
+        target.turn(&mut world);
+        assert_eq!(target.received, b"hello, bye", "the other way stayed open");
+        assert_eq!(world.agents[0].machine.connection_count(), 0, "with FIN: {fin}");
+        assert!(world.agents[0].sockets[&target.id].closed && !world.agents[0].sockets[&target.id].reset);
+        world.check_invariants();
+    }
+}
+
+#[test]
 fn a_target_that_is_not_trusted_is_named() {
     let (mut world, identity) = behind_tls(|_| Trust::Roots(vec![self::identity("target.test").certificate]));
     let (visitor, mut target) = dialled(&mut world, &identity);

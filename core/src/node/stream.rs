@@ -392,7 +392,8 @@ impl<X, E> Node<X, E> {
             return;
         };
         let (can_receive, has_ended) = match &stream.tls {
-            Some(tls) => (!tls.to_socket().is_empty(), tls.has_ended()),
+            // What TLS has to say behind the end is for nobody.
+            Some(tls) => (!tls.to_socket().is_empty() && !stream.write_ended, tls.has_ended()),
             None => (view.can_receive, view.remote_fin),
         };
         if view.broken && !can_receive {
@@ -448,9 +449,9 @@ impl<X, E> Node<X, E> {
         let (Some(tls), Some(flow)) = (&mut stream.tls, stream.flow) else {
             return true;
         };
-        let was_handshaking = tls.is_handshaking();
         let pumped = tls.pump(self.latest, flow, &mut self.stack);
-        if was_handshaking && !tls.is_handshaking() {
+        // The last step of a handshake comes from the flow or from the socket.
+        if !tls.is_handshaking() {
             self.stream_deadlines.clear(id);
         }
         match pumped {
@@ -510,7 +511,8 @@ impl<X, E> Node<X, E> {
         match failed {
             Failed::Visitor => {
                 self.resources.counters.drop_tls_visitor += 1;
-                self.remove_stream(id, false, End::FlowBroken);
+                let end = self.end_of_farewell(id);
+                self.remove_stream(id, false, end);
             }
             Failed::Target { untrusted, began } => {
                 self.resources.counters.drop_tls_target += 1;
@@ -525,9 +527,14 @@ impl<X, E> Node<X, E> {
     /// The TLS of a stream took too long to begin.
     pub(crate) fn tls_overdue(&mut self, id: StreamId) {
         self.resources.counters.drop_tls_timeout += 1;
-        let farewell = self.stream(id).and_then(|stream| stream.farewell.as_ref());
-        let end = farewell.map_or(End::FlowBroken, |(_, end)| *end);
+        let end = self.end_of_farewell(id);
         self.drop_stream(id, end);
+    }
+
+    /// Why a stream ends that broke off: for what its visitor was to be told, or for nothing else.
+    fn end_of_farewell(&self, id: StreamId) -> End {
+        let farewell = self.stream(id).and_then(|stream| stream.farewell.as_ref());
+        farewell.map_or(End::FlowBroken, |(_, end)| *end)
     }
 
     /// The same for a stream without a flow: its head is being read, or it is answered from here.
@@ -617,7 +624,13 @@ impl<M: Owned> StreamMut<'_, M> {
         let count = read(&mut chunk).min(CHUNK);
         stream.from_socket += count as u64;
         match tls.take(self.now, &chunk[..count]) {
-            Ok(()) => node.service(self.id),
+            Ok(()) => {
+                // A target that says within TLS that it has ended need not say it again by FIN.
+                if tls.has_target_ended() {
+                    (stream.read_ended, stream.read_wanted) = (true, false);
+                }
+                node.service(self.id);
+            }
             Err(failed) => node.tls_failed(self.id, failed),
         }
         self.machine.settle(self.now);

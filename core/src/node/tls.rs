@@ -149,6 +149,11 @@ impl Tls {
         self.visitor_ended && self.to_socket.is_empty()
     }
 
+    /// Whether the target has said that it sends nothing more.
+    pub(crate) fn has_target_ended(&self) -> bool {
+        self.target_ended
+    }
+
     /// Whether everything from the socket, and its end, is in the flow.
     pub(crate) fn is_flow_closed(&self) -> bool {
         self.flow_closed
