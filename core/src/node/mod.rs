@@ -1,8 +1,10 @@
 //! What a relay and an agent have in common: the tunnel's layers stacked up, the streams joined to them, and the queues
 //! towards the runtime. It takes no decision about who may do what.
 
+mod byte_path;
 mod meter;
 mod stream;
+mod stream_tls;
 mod tls;
 
 use std::collections::VecDeque;
@@ -21,8 +23,8 @@ use crate::table::Table;
 use crate::timers::TimerQueue;
 use crate::wg::{DATA_OVERHEAD, PEER_CHARGE, PLAIN_BUFFER, PeerId, Wg, WgEvent};
 
+pub use self::byte_path::StreamMut;
 use self::meter::Meters;
-pub use self::stream::StreamMut;
 pub(crate) use self::stream::{End, Ended, Stream};
 pub(crate) use self::tls::Tls;
 

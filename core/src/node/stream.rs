@@ -2,11 +2,10 @@
 //! takes it.
 
 use crate::budget::Budget;
-use crate::http;
-use crate::machine::{Action, ByteStream, StreamId};
-use crate::node::meter::{Hand, Lane, Metered, Meters};
-use crate::node::tls::{CHUNK, Failed, Said, Tls};
-use crate::node::{Node, Owned};
+use crate::machine::{Action, StreamId};
+use crate::node::Node;
+use crate::node::meter::{Lane, Metered, Meters};
+use crate::node::tls::Tls;
 use crate::stack::{FlowId, Owner};
 use crate::table::Key;
 
@@ -19,32 +18,32 @@ pub(crate) struct Stream<X> {
     /// The flow it is joined to, once there is one.
     pub(crate) flow: Option<FlowId>,
     /// The kernel socket is connected.
-    connected: bool,
+    pub(super) connected: bool,
     /// Bytes read from the socket before anything is known of the flow.
-    head: Option<Vec<u8>>,
-    head_limit: usize,
+    pub(super) head: Option<Vec<u8>>,
+    pub(super) head_limit: usize,
     /// Bytes that go into the flow before those read from the socket.
-    prefix: Vec<u8>,
+    pub(super) prefix: Vec<u8>,
     /// Bytes for the socket in front of those that the flow brings.
-    lead: Vec<u8>,
+    pub(super) lead: Vec<u8>,
     /// What stands between flow and socket, if anything does.
-    tls: Option<Box<Tls>>,
+    pub(super) tls: Option<Box<Tls>>,
     /// What it has to do with its key's rate.
     pub(super) metered: Metered,
     /// Bytes for the socket made here, after which it is closed.
-    answer: Option<Vec<u8>>,
+    pub(super) answer: Option<Vec<u8>>,
     /// What the visitor is told within its TLS, as there is no socket for it, and what the stream ends with then.
-    farewell: Option<(Vec<u8>, End)>,
+    pub(super) farewell: Option<(Vec<u8>, End)>,
     /// What is answered if the flow breaks before it brought a byte.
     on_broken: Option<fn() -> Vec<u8>>,
-    read_wanted: bool,
-    read_ended: bool,
-    write_wanted: bool,
-    write_ended: bool,
-    from_socket: u64,
-    to_socket: u64,
+    pub(super) read_wanted: bool,
+    pub(super) read_ended: bool,
+    pub(super) write_wanted: bool,
+    pub(super) write_ended: bool,
+    pub(super) from_socket: u64,
+    pub(super) to_socket: u64,
     /// What the memory budget is charged for it: its state and the bytes held here.
-    held: usize,
+    pub(super) held: usize,
 }
 
 /// How a stream ended, told to the machine once.
@@ -73,14 +72,10 @@ pub(crate) struct Ended<X> {
 
 /// What a stream is charged besides the bytes it holds.
 const STREAM_STATE: usize = 512;
-/// How much is read of a head at a time.
-const HEAD_STEP: usize = 2048;
 /// How long the TLS handshakes of a stream may take.
 const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a socket that was answered here may take to close.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(5);
-/// Bytes of a visitor who was already answered are thrown away through this.
-const DISCARD: usize = 4096;
 
 impl<X> Stream<X> {
     /// A connected socket whose first bytes, at most `limit`, decide what becomes of it.
@@ -136,7 +131,7 @@ impl<X> Stream<X> {
     }
 
     /// What it is charged when it holds no bytes.
-    fn charge(&self) -> usize {
+    pub(super) fn charge(&self) -> usize {
         STREAM_STATE + self.tls.as_ref().map_or(0, |tls| tls.charge())
     }
 
@@ -240,7 +235,7 @@ impl<X, E> Node<X, E> {
     }
 
     /// Whose memory a stream takes.
-    fn budget_of(&mut self, of_operator: bool) -> &mut Budget {
+    pub(super) fn budget_of(&mut self, of_operator: bool) -> &mut Budget {
         if of_operator {
             &mut self.admin.budget
         } else {
@@ -302,7 +297,7 @@ impl<X, E> Node<X, E> {
     }
 
     /// Charges a stream for the bytes it holds from now on. If there is no memory for them, the stream is dropped.
-    fn hold(&mut self, id: StreamId, bytes: usize) -> bool {
+    pub(super) fn hold(&mut self, id: StreamId, bytes: usize) -> bool {
         let Some(stream) = self.streams.get_mut(key(id)) else {
             return false;
         };
@@ -441,102 +436,6 @@ impl<X, E> Node<X, E> {
         }
     }
 
-    /// Lets the TLS of a stream, if it has any, move what it can. False if that was its end.
-    fn pump_tls(&mut self, id: StreamId) -> bool {
-        let Some(stream) = self.streams.get_mut(key(id)) else {
-            return false;
-        };
-        let (Some(tls), Some(flow)) = (&mut stream.tls, stream.flow) else {
-            return true;
-        };
-        let pumped = tls.pump(self.latest, flow, &mut self.stack);
-        // The last step of a handshake comes from the flow or from the socket.
-        if !tls.is_handshaking() {
-            self.stream_deadlines.clear(id);
-        }
-        match pumped {
-            Ok(()) if stream.farewell.is_some() => {
-                self.say_farewell(id);
-                false
-            }
-            Ok(()) => true,
-            Err(failed) => {
-                self.tls_failed(id, failed);
-                false
-            }
-        }
-    }
-
-    /// Tells a visitor whose TLS ends here, and for whom there is no socket, `page`, once its TLS has begun; that is the
-    /// `end`. False, having done nothing, if its TLS does not end here.
-    pub(crate) fn answer_in_tls(&mut self, id: StreamId, page: Vec<u8>, end: End) -> bool {
-        let Some(stream) = self.streams.get_mut(key(id)) else {
-            return false;
-        };
-        if !stream.tls.as_ref().is_some_and(|tls| tls.ends_here()) {
-            return false;
-        }
-        stream.farewell = Some((page, end));
-        self.service(id);
-        true
-    }
-
-    /// Brings a farewell on its way. It goes with the handshake's own deadline if that does not end.
-    fn say_farewell(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.get_mut(key(id)) else {
-            return;
-        };
-        let (Some(tls), Some(flow)) = (&mut stream.tls, stream.flow) else {
-            return;
-        };
-        let is_lost = self.stack.view(flow).is_none_or(|view| view.broken);
-        let Some((page, end)) = stream.farewell.clone() else {
-            return;
-        };
-        match tls.say_farewell(&page) {
-            Said::NotYet if !is_lost => return,
-            Said::NotYet | Said::OtherProtocol => return self.remove_stream(id, true, end),
-            Said::All => {}
-        }
-        let _ = tls.pump(self.latest, flow, &mut self.stack);
-        if tls.is_flow_closed() || is_lost {
-            self.remove_stream(id, is_lost, end);
-        }
-    }
-
-    /// The TLS of a stream cannot go on. A visitor gets the alert that says why; one who waits for a target with which
-    /// there is no TLS is told so.
-    fn tls_failed(&mut self, id: StreamId, failed: Failed) {
-        self.actions.push_back(Action::Abort(id));
-        match failed {
-            Failed::Visitor => {
-                self.resources.counters.drop_tls_visitor += 1;
-                let end = self.end_of_farewell(id);
-                self.remove_stream(id, false, end);
-            }
-            Failed::Target { untrusted, began } => {
-                self.resources.counters.drop_tls_target += 1;
-                let end = End::TargetTls { untrusted };
-                if began || !self.answer_in_tls(id, http::bad_gateway(), end) {
-                    self.remove_stream(id, true, end);
-                }
-            }
-        }
-    }
-
-    /// The TLS of a stream took too long to begin.
-    pub(crate) fn tls_overdue(&mut self, id: StreamId) {
-        self.resources.counters.drop_tls_timeout += 1;
-        let end = self.end_of_farewell(id);
-        self.drop_stream(id, end);
-    }
-
-    /// Why a stream ends that broke off: for what its visitor was to be told, or for nothing else.
-    fn end_of_farewell(&self, id: StreamId) -> End {
-        let farewell = self.stream(id).and_then(|stream| stream.farewell.as_ref());
-        farewell.map_or(End::FlowBroken, |(_, end)| *end)
-    }
-
     /// The same for a stream without a flow: its head is being read, or it is answered from here.
     fn service_alone(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(key(id)) else {
@@ -566,7 +465,7 @@ impl<X, E> Node<X, E> {
         }
     }
 
-    fn remove_stream(&mut self, id: StreamId, reset: bool, end: End) {
+    pub(super) fn remove_stream(&mut self, id: StreamId, reset: bool, end: End) {
         let Some(stream) = self.streams.remove(key(id)) else {
             return;
         };
@@ -595,232 +494,7 @@ impl<X, E> Node<X, E> {
     }
 }
 
-/// A stream's byte path, borrowed from its machine.
-#[derive(Debug)]
-pub struct StreamMut<'a, M> {
-    machine: &'a mut M,
-    now: std::time::Instant,
-    id: StreamId,
-}
-
-impl<'a, M: Owned> StreamMut<'a, M> {
-    pub(crate) fn new(machine: &'a mut M, now: std::time::Instant, id: StreamId) -> Option<Self> {
-        machine.node().streams.get(key(id))?;
-        Some(Self { machine, now, id })
-    }
-}
-
-impl<M: Owned> StreamMut<'_, M> {
-    /// The same as [`ByteStream::fill`] where TLS stands between socket and flow.
-    fn fill_tls(&mut self, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
-        let node = self.machine.node();
-        let stream = node.streams.get_mut(key(self.id))?;
-        let tls = stream.tls.as_mut()?;
-        if !tls.can_take() || stream.farewell.is_some() {
-            stream.read_wanted = false;
-            return None;
-        }
-        let mut chunk = [0; CHUNK];
-        let count = read(&mut chunk).min(CHUNK);
-        stream.from_socket += count as u64;
-        match tls.take(self.now, &chunk[..count]) {
-            Ok(()) => {
-                // A target that says within TLS that it has ended need not say it again by FIN.
-                if tls.has_target_ended() {
-                    (stream.read_ended, stream.read_wanted) = (true, false);
-                }
-                node.service(self.id);
-            }
-            Err(failed) => node.tls_failed(self.id, failed),
-        }
-        self.machine.settle(self.now);
-        Some(count)
-    }
-
-    /// The same as [`ByteStream::fill`] where no rate is in the way.
-    fn fill_freely(&mut self, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
-        let node = self.machine.node();
-        let stream = node.streams.get_mut(key(self.id))?;
-        if stream.read_ended {
-            return None;
-        }
-        if let Some(len) = stream.head.as_ref().map(Vec::len) {
-            let room = HEAD_STEP.min(stream.head_limit - len);
-            if room == 0 {
-                stream.read_wanted = false;
-                return None;
-            }
-            if !node.hold(self.id, len + room) {
-                self.machine.settle(self.now);
-                return None;
-            }
-            let stream = node.streams.get_mut(key(self.id))?;
-            let head = stream.head.as_mut()?;
-            head.resize(len + room, 0);
-            let count = read(&mut head[len..]).min(room);
-            head.truncate(len + count);
-            stream.from_socket += count as u64;
-            self.machine.head_grew(self.now, self.id);
-            return Some(count);
-        }
-        if stream.answer.is_some() {
-            return Some(read(&mut [0; DISCARD]).min(DISCARD));
-        }
-        if stream.tls.is_some() {
-            return self.fill_tls(read);
-        }
-        let filled = match stream.flow {
-            Some(flow) if stream.prefix.is_empty() => node.stack.fill(flow, read),
-            _ => None,
-        };
-        match filled {
-            Some(count) => stream.from_socket += count as u64,
-            None => stream.read_wanted = false,
-        }
-        filled
-    }
-
-    /// The same as [`ByteStream::drain`] where no rate is in the way.
-    fn drain_freely(&mut self, write: &mut dyn FnMut(&[u8]) -> usize) -> Option<usize> {
-        let node = self.machine.node();
-        let stream = node.streams.get_mut(key(self.id))?;
-        let drained = match (&mut stream.answer, stream.flow) {
-            (Some(answer), _) if !answer.is_empty() => {
-                let count = write(answer).min(answer.len());
-                answer.drain(..count);
-                Some(count)
-            }
-            (None, Some(_)) if !stream.lead.is_empty() => {
-                let count = write(&stream.lead).min(stream.lead.len());
-                stream.lead.drain(..count);
-                if stream.lead.is_empty() {
-                    stream.lead = Vec::new();
-                    node.resources.budget.release(stream.held - stream.charge());
-                    stream.held = stream.charge();
-                }
-                // The header is none of the visitor's bytes.
-                return Some(count);
-            }
-            (None, Some(flow)) => match &mut stream.tls {
-                None => node.stack.drain(flow, write),
-                Some(tls) if tls.to_socket().is_empty() => None,
-                Some(tls) => {
-                    let count = write(tls.to_socket()).min(tls.to_socket().len());
-                    tls.took(count);
-                    Some(count)
-                }
-            },
-            _ => None,
-        };
-        match drained {
-            Some(count) => stream.to_socket += count as u64,
-            None => stream.write_wanted = false,
-        }
-        let is_empty = match (&stream.answer, stream.flow) {
-            (Some(answer), _) => answer.is_empty(),
-            (None, Some(flow)) => match &stream.tls {
-                Some(tls) => tls.to_socket().is_empty(),
-                None => node.stack.view(flow).is_none_or(|view| !view.can_receive),
-            },
-            (None, None) => true,
-        };
-        if is_empty {
-            // The end may be behind the last byte.
-            stream.write_wanted = false;
-            node.service(self.id);
-            self.machine.settle(self.now);
-        }
-        drained
-    }
-
-    /// Says what became of the bytes that were in hand.
-    fn moved(&mut self, lane: Lane, hand: Hand, moved: Option<usize>, offered: usize) {
-        let (node, bytes) = (self.machine.node(), moved.unwrap_or(0));
-        if node.moved(self.now, self.id, lane, hand, bytes, offered) {
-            self.machine.settle(self.now);
-        }
-    }
-}
-
-impl<M: Owned> ByteStream for StreamMut<'_, M> {
-    fn fill(&mut self, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
-        let node = self.machine.node();
-        let Some(hand) = node.allowance(self.now, self.id, Lane::Fill) else {
-            // Its turn brings the next WantRead.
-            node.stream_mut(self.id)?.read_wanted = false;
-            return None;
-        };
-        if hand.is_free() {
-            return self.fill_freely(read);
-        }
-        let mut offered = 0;
-        let filled = self.fill_freely(&mut |room| {
-            offered = hand.most_of(room.len());
-            read(&mut room[..offered]).min(offered)
-        });
-        self.moved(Lane::Fill, hand, filled, offered);
-        filled
-    }
-
-    fn drain(&mut self, write: &mut dyn FnMut(&[u8]) -> usize) -> Option<usize> {
-        let node = self.machine.node();
-        let Some(hand) = node.allowance(self.now, self.id, Lane::Drain) else {
-            // Its turn brings the next WantWrite.
-            node.stream_mut(self.id)?.write_wanted = false;
-            return None;
-        };
-        if hand.is_free() {
-            return self.drain_freely(write);
-        }
-        let mut offered = 0;
-        let drained = self.drain_freely(&mut |bytes| {
-            offered = hand.most_of(bytes.len());
-            write(&bytes[..offered]).min(offered)
-        });
-        self.moved(Lane::Drain, hand, drained, offered);
-        drained
-    }
-
-    fn shutdown(&mut self) {
-        let node = self.machine.node();
-        let Some(stream) = node.streams.get_mut(key(self.id)) else {
-            return;
-        };
-        if stream.farewell.is_some() {
-            return;
-        }
-        stream.read_ended = true;
-        stream.read_wanted = false;
-        match (&mut stream.tls, stream.flow) {
-            (Some(tls), _) => {
-                if let Err(failed) = tls.socket_ended() {
-                    node.tls_failed(self.id, failed);
-                    return self.machine.settle(self.now);
-                }
-            }
-            (None, Some(flow)) if stream.prefix.is_empty() => node.stack.close(flow),
-            _ => {}
-        }
-        if stream.head.is_some() {
-            self.machine.head_grew(self.now, self.id);
-        } else {
-            node.service(self.id);
-        }
-        self.machine.settle(self.now);
-    }
-
-    fn abort(&mut self) {
-        let node = self.machine.node();
-        // A socket that has gone is no news where its visitor is being told so.
-        if node.stream(self.id).is_some_and(|stream| stream.farewell.is_none()) {
-            node.actions.push_back(Action::Close(self.id));
-            node.remove_stream(self.id, true, End::SocketFailed);
-            self.machine.settle(self.now);
-        }
-    }
-}
-
-fn key(id: StreamId) -> Key {
+pub(super) fn key(id: StreamId) -> Key {
     Key {
         index: id.index,
         generation: id.generation,
