@@ -350,6 +350,29 @@ fn both_ends_say_goodbye() {
 }
 
 #[test]
+fn an_agent_that_ends_lets_nobody_new_in() {
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    let before = world.visit(world.public_port(0)).unwrap();
+    world.say(before, b"before");
+    world.run_until("the echo", |world| {
+        world.relays[0].sockets[&before].received == b"before"
+    });
+    // On its way while the goodbye is.
+    let late = world.visit(world.public_port(0)).unwrap();
+    world.say(late, b"late");
+    world.agents[0].machine.begin_shutdown(world.now);
+    world.run_until("the reset", |world| world.relays[0].sockets[&late].reset);
+    assert_eq!(world.agents[0].dials.len(), 1);
+    world.say(before, b" and after");
+    world.run_until("the echo", |world| {
+        world.relays[0].sockets[&before].received == b"before and after"
+    });
+    world.visitor(before).fin_to_send = true;
+    world.run_until("the end", |world| world.agents[0].machine.is_finished());
+    world.check_invariants();
+}
+
+#[test]
 fn equal_seeds_and_inputs_give_equal_runs() {
     let run = || {
         let mut world = World::with_service(origin(), Kind::Tcp);

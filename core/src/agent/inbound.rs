@@ -53,6 +53,10 @@ impl Agent {
         else {
             return;
         };
+        // The relay may not have heard yet that this agent ends.
+        if self.closing {
+            return self.refuse_flow(flow);
+        }
         let Some(service) = self.services.at(view.local_port).map(Arc::clone) else {
             return self.refuse_flow(flow);
         };
