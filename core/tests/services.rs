@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use portal_core::proxy::{self, ProxyHeader};
 use portal_core::{AgentEvent, Kind, Service, Target};
-use portal_sim::{TargetScript, VISITOR_ADDR, World, agent_config, relay_config, service};
+use portal_sim::{Memory, TargetScript, VISITOR_ADDR, World, agent_config, relay_config, service};
 
 /// An arbitrary origin for the virtual clock.
 #[expect(clippy::disallowed_methods, reason = "never compared with another clock")]
@@ -103,6 +103,90 @@ fn a_change_before_the_relay_has_answered_ends_in_one_lease() {
         "what was overtaken is given back"
     );
     assert_eq!(target_of(&mut world, "c"), Some(1000));
+}
+
+fn with_id(id: &str, kind: Kind, port: u16) -> Service {
+    Service {
+        id: id.into(),
+        ..service(kind, port)
+    }
+}
+
+/// The ports of the agent's host to which UDP sockets are open.
+fn udp_targets(world: &World) -> Vec<u16> {
+    let targets = world.agents[0].udp.values();
+    let ports = targets.map(|target| match target {
+        Target::Host { port, .. } => *port,
+        other => panic!("{other:?}"),
+    });
+    ports.collect()
+}
+
+/// A datagram for the service with this id.
+fn send_datagram_to(world: &mut World, id: &str) {
+    let public = public_of(world, id).unwrap();
+    let port = public.rsplit(':').next().unwrap().parse().unwrap();
+    assert!(world.send_datagram(0, port, VISITOR_ADDR.parse().unwrap(), b"hello"));
+    world.run(Duration::from_secs(1));
+}
+
+#[test]
+fn a_udp_service_that_goes_takes_its_sockets_with_it() {
+    let services = vec![with_id("a", Kind::Udp, 1000), with_id("b", Kind::Udp, 2000)];
+    let mut world = World::pair(origin(), relay_config(0), agent_config(0, 0, services));
+    world.run_until("two leases", |world| grants(world) == 2);
+    send_datagram_to(&mut world, "a");
+    send_datagram_to(&mut world, "b");
+    assert_eq!(udp_targets(&world), [1000, 2000]);
+    world.agents[0]
+        .machine
+        .set_services(world.now, vec![with_id("b", Kind::Udp, 2000)]);
+    world.run(Duration::from_secs(1));
+    assert_eq!(udp_targets(&world), [2000], "nobody speaks for a any more");
+    world.check_invariants();
+}
+
+#[test]
+fn visitors_of_a_restarted_relay_are_not_taken_for_those_before() {
+    let services = vec![with_id("a", Kind::Udp, 1000), with_id("b", Kind::Udp, 2000)];
+    let mut world = World::pair(origin(), relay_config(0), agent_config(0, 0, services));
+    world.run_until("two leases", |world| grants(world) == 2);
+    send_datagram_to(&mut world, "a");
+    // The new process counts its inner ports from the start, and b's is the first.
+    world.restart_relay(0, Memory::Kept);
+    world.set_services(0, vec![with_id("b", Kind::Udp, 2000)]);
+    world.run_until_within("b's new lease", Duration::from_secs(30), |world| grants(world) == 3);
+    send_datagram_to(&mut world, "b");
+    assert_eq!(udp_targets(&world), [2000], "the visitor of b speaks with b");
+    world.check_invariants();
+}
+
+#[test]
+fn a_visitor_on_the_way_is_not_joined_to_a_later_service() {
+    for cut in (0..4000).step_by(250) {
+        let services = vec![named("a", "a", 1000), named("b", "b", 2000)];
+        let mut world = World::pair(origin(), relay_config(0), agent_config(0, 0, services));
+        world.run_until("two leases", |world| grants(world) == 2);
+        world.impair(0, |link| link.partitioned = true);
+        world.run_until("the agent's doubts", |world| {
+            let is_down = |event: &AgentEvent| matches!(event, AgentEvent::RelayDown { .. });
+            world.agents[0].events.iter().any(is_down)
+        });
+        // The relay has none yet.
+        let visitor = world.visit(80).unwrap();
+        world.say(visitor, b"GET / HTTP/1.1\r\nHost: a.tunnel.test\r\n\r\n");
+        world.set_services(0, vec![named("b", "b", 2000)]);
+        world.run(Duration::from_millis(cut));
+        world.impair(0, |link| link.partitioned = false);
+        world.run(Duration::from_secs(15));
+        assert_eq!(grants(&world), 3);
+        assert_eq!(
+            world.agents[0].dials,
+            [],
+            "the visitor of a has nothing to do with b, after {cut} ms"
+        );
+        world.check_invariants();
+    }
 }
 
 #[test]

@@ -133,6 +133,16 @@ impl TargetAssociations {
         Some(local.ports)
     }
 
+    /// Forgets the visitors of an inner port: the relay has forgotten them, and will name others by the same ports.
+    pub(super) fn forget_port(&mut self, node: &mut Node<Joined, AgentEvent>, port: u16) {
+        for ports in self.table.keys_where(|ports| ports.1 == port) {
+            if let Some(socket) = self.table.remove(ports, &mut node.resources.budget) {
+                self.forget(socket);
+                node.actions.push_back(Action::CloseUdp { socket });
+            }
+        }
+    }
+
     /// How many visitors there are.
     pub(super) fn len(&self) -> usize {
         self.table.len()

@@ -217,7 +217,7 @@ impl Services {
     }
 
     /// All leases are gone, and what was asked is forgotten. Returns their inner ports.
-    fn end_leases(&mut self) -> impl Iterator<Item = u16> {
+    fn end_leases(&mut self) -> impl Iterator<Item = u16> + use<> {
         for offer in &mut self.offered {
             offer.asked = false;
         }
@@ -301,14 +301,14 @@ impl Agent {
     /// The relay has ended a lease. Returns the service that had it.
     pub(super) fn lease_ended(&mut self, number: u64) -> Option<Arc<Service>> {
         let (port, service) = self.services.end_lease(number)?;
-        self.node.stack.unserve(port);
+        self.close_port(port);
         Some(service)
     }
 
     /// The relay knows of no lease any more.
     pub(super) fn leases_ended(&mut self) {
         for port in self.services.end_leases() {
-            self.node.stack.unserve(port);
+            self.close_port(port);
         }
     }
 
@@ -321,9 +321,15 @@ impl Agent {
 
     fn give_back(&mut self, port: u16, number: u64) {
         if self.services.at(port).is_none() {
-            self.node.stack.unserve(port);
+            self.close_port(port);
         }
         self.send(&ToRelay::Unregister { lease: number });
+    }
+
+    /// No lease leads to an inner port any more. Connections go on; visitors by UDP would come by another port.
+    fn close_port(&mut self, port: u16) {
+        self.node.stack.unserve(port);
+        self.associations.forget_port(&mut self.node, port);
     }
 }
 

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use super::access::Refusal;
 use super::ingress::{Ingress, Role, Way};
 use super::leases::{Lease, LeaseId, Place, Via};
-use super::sessions::FIRST_SERVICE_PORT;
 use super::{Relay, RelayEvent};
 use crate::control::{Kind, RefusalCode, ToAgent};
 use crate::identity::PublicKey;
@@ -94,7 +93,9 @@ impl Relay {
         let (peer, Some(session)) = (conversation.peer, &conversation.session) else {
             return Ok(());
         };
-        let (key, service_port) = (session.key, session.next_service_port);
+        let key = session.key;
+        let leases = session.leases.iter().filter_map(|&id| self.leases.get(id));
+        let taken = leases.map(|lease| lease.service_port).collect();
         if session.leases.len() >= self.config.leases_per_key {
             let message = format!(
                 "this agent has {} services already, as many as it may",
@@ -132,6 +133,9 @@ impl Relay {
             self.node.event(RelayEvent::Bound(binding));
         }
         let public = self.public_address(kind, &place)?;
+        let Some(service_port) = self.sessions.service_port(peer, &taken) else {
+            return Ok(());
+        };
         let lease = Lease {
             peer,
             key,
@@ -149,7 +153,6 @@ impl Relay {
         let id = self.leases.insert(lease, &mut self.node.resources)?;
         if let Some(session) = self.sessions.session_mut(peer) {
             session.leases.insert(id);
-            session.next_service_port = service_port.checked_add(1).unwrap_or(FIRST_SERVICE_PORT);
         }
         match place {
             Place::Name(..) => self.announce(id),

@@ -19,7 +19,7 @@ pub(super) struct Sessions {
     pub(super) channels: BTreeMap<FlowId, Conversation>,
     pub(super) greeted: BTreeMap<PeerId, FlowId>,
     /// Which process of the agent was greeted last, for as long as its peer is known: the flows are that one's.
-    instances: BTreeMap<PeerId, u64>,
+    processes: BTreeMap<PeerId, Process>,
     deadlines: TimerQueue<FlowId>,
 }
 
@@ -39,7 +39,15 @@ pub(super) struct Session {
     pub(super) agent: String,
     pub(super) since: Instant,
     pub(super) leases: BTreeSet<LeaseId>,
-    pub(super) next_service_port: u16,
+}
+
+/// A process of an agent.
+#[derive(Clone, Copy, Debug)]
+struct Process {
+    instance: u64,
+    /// Where to look for the next inner port. It goes on over sessions: a flow that is on its way to the service of an
+    /// earlier one must not arrive at another service.
+    next_service_port: u16,
 }
 
 /// How long leases live without a ping.
@@ -49,14 +57,14 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Channels that one peer may have open: the one in use, and its successor after the path broke.
 const CHANNELS_PER_PEER: usize = 4;
 /// Inner ports of services start here; the control channel is below.
-pub(super) const FIRST_SERVICE_PORT: u16 = 1024;
+const FIRST_SERVICE_PORT: u16 = 1024;
 
 impl Sessions {
     pub(super) fn new() -> Self {
         Self {
             channels: BTreeMap::new(),
             greeted: BTreeMap::new(),
-            instances: BTreeMap::new(),
+            processes: BTreeMap::new(),
             deadlines: TimerQueue::new(),
         }
     }
@@ -97,6 +105,16 @@ impl Sessions {
     pub(super) fn session_mut(&mut self, peer: PeerId) -> Option<&mut Session> {
         let flow = self.greeted.get(&peer)?;
         self.channels.get_mut(flow)?.session.as_mut()
+    }
+
+    /// An inner port for a peer's next service, none of the `taken`.
+    pub(super) fn service_port(&mut self, peer: PeerId, taken: &BTreeSet<u16>) -> Option<u16> {
+        let process = self.processes.get_mut(&peer)?;
+        let first = process.next_service_port;
+        let mut ports = (first..=u16::MAX).chain(FIRST_SERVICE_PORT..first);
+        let port = ports.find(|port| !taken.contains(port))?;
+        process.next_service_port = port.checked_add(1).unwrap_or(FIRST_SERVICE_PORT);
+        Some(port)
     }
 }
 
@@ -206,7 +224,7 @@ impl Relay {
         for flow in flows {
             self.end_channel(flow, true, "its tunnel was given up");
         }
-        self.sessions.instances.remove(&peer);
+        self.sessions.processes.remove(&peer);
     }
 
     fn message(&mut self, now: Instant, flow: FlowId, message: ToRelay) {
@@ -299,8 +317,14 @@ impl Relay {
         if let Some(old) = self.sessions.greeted.get(&peer).copied().filter(|&old| old != flow) {
             self.end_channel(old, true, "it came back on a new channel");
         }
-        if self.sessions.instances.insert(peer, instance) != Some(instance) {
+        let known = self.sessions.processes.get(&peer);
+        if known.is_none_or(|process| process.instance != instance) {
             // Another process: it knows nothing of the flows of the one before.
+            let process = Process {
+                instance,
+                next_service_port: FIRST_SERVICE_PORT,
+            };
+            self.sessions.processes.insert(peer, process);
             self.node
                 .stack
                 .break_flows_but(peer, Some(flow), &mut self.node.resources);
@@ -314,7 +338,6 @@ impl Relay {
                 agent: shortened(agent.clone()),
                 since: now,
                 leases: BTreeSet::new(),
-                next_service_port: FIRST_SERVICE_PORT,
             });
         }
         self.sessions.greeted.insert(peer, flow);
