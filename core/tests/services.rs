@@ -105,6 +105,35 @@ fn a_change_before_the_relay_has_answered_ends_in_one_lease() {
     assert_eq!(target_of(&mut world, "c"), Some(1000));
 }
 
+#[test]
+fn answers_that_overtake_each_other_end_in_the_lease_that_is_wished_for() {
+    // The relay has to open a port for the one kind, and not for the other.
+    let (by_port, by_name) = (with_id("a", Kind::Tcp, 1000), named("a", "a", 2000));
+    let mut world = World::pair(origin(), relay_config(0), agent_config(0, 0, Vec::new()));
+    world.run(Duration::from_secs(1));
+    for service in [by_port, by_name] {
+        world.set_services(0, vec![service]);
+    }
+    world.run(Duration::from_secs(2));
+    assert_eq!(public_of(&world, "a").as_deref(), Some("http://a.tunnel.test/"));
+    assert_eq!(world.relays[0].machine.census().leases, 1);
+    assert_eq!(target_of(&mut world, "a"), Some(2000));
+}
+
+#[test]
+fn a_lease_for_an_earlier_wish_is_given_back_though_the_later_one_is_refused() {
+    let mut world = World::pair(origin(), relay_config(0), agent_config(0, 0, Vec::new()));
+    world.add_agent(agent_config(1, 0, vec![named("other", "taken", 3000)]), 0);
+    world.run(Duration::from_secs(1));
+    for name in ["free", "taken"] {
+        world.set_services(0, vec![named("a", name, 1000)]);
+    }
+    world.run(Duration::from_secs(2));
+    let refused = |event: &AgentEvent| matches!(event, AgentEvent::Refused { service, .. } if service == "a");
+    assert!(world.agents[0].events.iter().any(refused));
+    assert_eq!(target_of(&mut world, "free"), None, "nobody wishes for it any more");
+}
+
 fn with_id(id: &str, kind: Kind, port: u16) -> Service {
     Service {
         id: id.into(),

@@ -46,18 +46,29 @@ impl Service {
         }
     }
 
+    /// What the relay is asked for.
+    fn wish(&self) -> Wish {
+        (self.kind, self.name.clone(), self.port)
+    }
+
     /// Whether a lease for the one is as good for the other.
     fn has_lease_of(&self, other: &Self) -> bool {
-        let place = |service: &Self| (service.kind, service.name.clone(), service.port);
-        self.id == other.id && place(self) == place(other)
+        self.id == other.id && self.wish() == other.wish()
     }
 }
+
+/// A kind, and the name and the port wished for.
+type Wish = (Kind, Option<String>, Option<u16>);
 
 /// The services, and the inner ports at which the flows of those with a lease arrive.
 #[derive(Debug)]
 pub(super) struct Services {
     offered: Vec<Offer>,
     leased: BTreeMap<u16, Leased>,
+    /// What the relay was asked for and has not answered, by service, be it offered still or not. An answer names the
+    /// service and not the wish, and answers need not come in the order of the questions: so none is asked for anew
+    /// before.
+    awaited: BTreeMap<String, Wish>,
     /// What was carried for all services there ever were, without the connections that are open now.
     carried: Traffic,
 }
@@ -65,8 +76,6 @@ pub(super) struct Services {
 #[derive(Debug)]
 struct Offer {
     service: Arc<Service>,
-    /// The relay was asked for a lease and has not answered.
-    asked: bool,
     /// Why the relay has refused a lease.
     refused: Option<String>,
     /// What was carried, without the connections that are open now.
@@ -89,6 +98,7 @@ impl Services {
         Self {
             offered: offered.into_iter().map(Offer::new).collect(),
             leased: BTreeMap::new(),
+            awaited: BTreeMap::new(),
             carried: Traffic::default(),
         }
     }
@@ -163,32 +173,45 @@ impl Services {
 
     /// Those that have no lease and for which none was asked. They count as asked for from now on.
     pub(super) fn next_to_ask(&mut self) -> Vec<Arc<Service>> {
-        let leased = &self.leased;
+        let Self {
+            offered,
+            leased,
+            awaited,
+            ..
+        } = self;
         let has_lease = |id: &str| leased.values().any(|leased| leased.service.id == id);
-        self.offered
-            .iter_mut()
-            .filter(|offer| !offer.asked && !has_lease(&offer.service.id))
-            .map(|offer| {
-                offer.asked = true;
-                Arc::clone(&offer.service)
-            })
-            .collect()
+        let mut to_ask = Vec::new();
+        for Offer { service, .. } in offered {
+            if !awaited.contains_key(&service.id) && !has_lease(&service.id) {
+                awaited.insert(service.id.clone(), service.wish());
+                to_ask.push(Arc::clone(service));
+            }
+        }
+        to_ask
     }
 
-    /// The relay refuses a lease: it may be asked again.
-    pub(super) fn refused(&mut self, id: &str, cause: &str) {
-        if let Some(offer) = self.offered.iter_mut().find(|offer| offer.service.id == id) {
-            offer.asked = false;
-            offer.refused = Some(shortened(cause.to_owned()));
-        }
+    /// The relay has answered for a service. Returns the offer that the answer is for: `None` if there is none, or none
+    /// any more that wishes what was asked for.
+    fn answered(&mut self, id: &str) -> Option<&mut Offer> {
+        let wish = self.awaited.remove(id);
+        let offer = self.offered.iter_mut().find(|offer| offer.service.id == id)?;
+        wish.is_none_or(|wish| wish == offer.service.wish()).then_some(offer)
+    }
+
+    /// The relay refuses a lease: it may be asked again. False if that is no news, as the service is gone or wishes
+    /// something else by now.
+    pub(super) fn refused(&mut self, id: &str, cause: &str) -> bool {
+        let Some(offer) = self.answered(id) else {
+            return false;
+        };
+        offer.refused = Some(shortened(cause.to_owned()));
+        true
     }
 
     /// A service has a lease. Returns the inner port and number of the one it had before; `Err` if there is no such
     /// service.
     fn lease(&mut self, id: &str, port: u16, number: u64, public: &str) -> Result<Option<(u16, u64)>, NoSuchService> {
-        let offer = self.offered.iter_mut().find(|offer| offer.service.id == id);
-        let offer = offer.ok_or(NoSuchService)?;
-        offer.asked = false;
+        let offer = self.answered(id).ok_or(NoSuchService)?;
         offer.refused = None;
         let service = Arc::clone(&offer.service);
         let before = self.leased.iter().find(|(_, leased)| leased.service.id == id);
@@ -218,9 +241,7 @@ impl Services {
 
     /// All leases are gone, and what was asked is forgotten. Returns their inner ports.
     fn end_leases(&mut self) -> impl Iterator<Item = u16> + use<> {
-        for offer in &mut self.offered {
-            offer.asked = false;
-        }
+        self.awaited.clear();
         let leased = std::mem::take(&mut self.leased);
         for leased in leased.values() {
             self.keep(leased);
@@ -236,8 +257,6 @@ impl Services {
             if let Some(old) = before.iter().find(|old| old.service.id == offer.service.id) {
                 offer.carried = old.carried;
             }
-            let same = |old: &Offer| offer.service.has_lease_of(&old.service);
-            offer.asked = before.iter().any(|old| old.asked && same(old));
         }
         let (mut ended, mut carried) = (Vec::new(), Vec::new());
         self.leased.retain(|&port, leased| {
@@ -268,14 +287,13 @@ impl Offer {
     fn new(service: Service) -> Self {
         Self {
             service: Arc::new(service),
-            asked: false,
             refused: None,
             carried: Traffic::default(),
         }
     }
 }
 
-/// The relay speaks of a service that is not offered (any more).
+/// The relay speaks of a service that is not offered (any more), or no longer as it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct NoSuchService;
 
@@ -293,6 +311,7 @@ impl Agent {
             }
             Err(NoSuchService) => {
                 self.send(&ToRelay::Unregister { lease: number });
+                self.register_missing();
                 false
             }
         }
@@ -373,9 +392,15 @@ mod tests {
             service("b", Some("shop")),
             service("d", Some("deli")),
         ]);
-        assert_eq!(asked(&mut services), ["d"], "the answer for b is still to come");
-        services.refused("b", "no");
+        assert!(
+            asked(&mut services).is_empty(),
+            "the answers for both are still to come"
+        );
+        assert!(services.refused("b", "no"));
         assert_eq!(asked(&mut services), ["b"]);
+        assert!(!services.refused("d", "no"), "it wishes another name by now");
+        assert_eq!(asked(&mut services), ["d"]);
+        assert_eq!(services.lease("d", 1030, 9, "public"), Ok(None));
     }
 
     #[test]

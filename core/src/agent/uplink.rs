@@ -327,7 +327,9 @@ impl Agent {
                 }
             }
             ToAgent::Refused { id, code, message } => {
-                self.services.refused(&id, &message);
+                if !self.services.refused(&id, &message) {
+                    return self.register_missing();
+                }
                 if code.may_pass() {
                     self.uplink.register_again = Some(now + REGISTER_AGAIN);
                 }

@@ -176,27 +176,27 @@ impl Relay {
             .filter_map(|(id, lease)| {
                 let (name, port) = (lease.asked.0.as_deref(), lease.asked.1);
                 let refusal = self.config.access.allows(&lease.key, lease.kind, name, port).err()?;
-                Some((id, lease.peer, refusal))
+                Some((id, refusal))
             })
             .collect();
-        for (id, peer, refusal) in uncovered {
-            if let Some(session) = self.sessions.session_mut(peer) {
+        for (id, refusal) in uncovered {
+            let Some(lease) = self.drop_lease(id) else { continue };
+            if let Some(session) = self.sessions.session_mut(lease.peer) {
                 session.leases.remove(&id);
             }
-            self.drop_lease(id);
             for visitor in self.node.streams_where(|visitor| visitor.lease == Some(id)) {
                 self.node.drop_stream(visitor, End::Dropped);
             }
-            if let Some(&flow) = self.sessions.greeted.get(&peer) {
+            let Some(&flow) = self.sessions.greeted.get(&lease.peer) else {
+                continue;
+            };
+            if lease.active {
                 let (code, message) = (refusal.code, refusal.message);
-                self.send(
-                    flow,
-                    &ToAgent::Revoked {
-                        lease: id.number(),
-                        code,
-                        message,
-                    },
-                );
+                let lease = id.number();
+                self.send(flow, &ToAgent::Revoked { lease, code, message });
+            } else {
+                // The agent knows of no such lease: it waits for the answer to its question.
+                self.refuse(flow, lease.key, &lease.service, &refusal);
             }
         }
     }
@@ -250,12 +250,12 @@ impl Relay {
         );
     }
 
-    pub(super) fn drop_lease(&mut self, id: LeaseId) {
-        if let Some(lease) = self.leases.remove(id, &mut self.node.resources)
-            && let Some(listener) = lease.listener
-        {
+    pub(super) fn drop_lease(&mut self, id: LeaseId) -> Option<Lease> {
+        let lease = self.leases.remove(id, &mut self.node.resources)?;
+        if let Some(listener) = lease.listener {
             self.associations.forget(listener, &mut self.node.resources);
             self.unlisten(listener);
         }
+        Some(lease)
     }
 }

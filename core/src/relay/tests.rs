@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use super::{Relay, RelayConfig};
 use crate::batch::TransmitBatch;
 use crate::budget::BufferClass;
-use crate::control::PORT;
+use crate::control::{Channel, Kind, PORT, ToAgent, ToRelay, VERSION};
 use crate::identity::SecretKey;
 use crate::machine::{Machine, Path};
 use crate::node::{Limits, Node};
-use crate::relay::Access;
+use crate::relay::{Access, Grant};
 use crate::stack::{FlowId, Owner};
 use crate::timers::tests::some_instant;
 use crate::wg::PeerId;
@@ -31,6 +31,7 @@ impl Ends {
         let now = some_instant();
         let mut config = RelayConfig::new(SecretKey::from_bytes(RELAY), RELAY, "relay.test".into());
         config.access = Access::Open;
+        config.ports = Some(20_000..=20_009);
         let key = config.secret.public_key();
         let secret = SecretKey::from_bytes(CLIENT);
         let mut client = Node::new(now, &secret, config.mtu, &Limits::default(), false, CLIENT);
@@ -122,4 +123,44 @@ fn a_peer_has_four_control_channels_and_the_fifth_is_refused_by_name() {
     ends.run(50);
     assert!(ends.is_open(later));
     assert_eq!(ends.relay.counters().refused_channels, 1);
+}
+
+#[test]
+fn a_lease_that_is_revoked_while_its_port_opens_is_refused() {
+    let mut ends = Ends::new();
+    let mut channel = Channel::new(ends.open_channel());
+    ends.run(50);
+    let hello = ToRelay::Hello {
+        version: VERSION,
+        agent: "by hand".into(),
+        caps: Vec::new(),
+        instance: 1,
+    };
+    let register = ToRelay::Register {
+        id: "db".into(),
+        kind: Kind::Tcp,
+        name: None,
+        port: None,
+    };
+    for message in [hello, register] {
+        let Node { stack, resources, .. } = &mut ends.client;
+        channel.send(stack, &mut resources.budget, &message).unwrap();
+    }
+    // Nobody here opens the port.
+    ends.run(50);
+    assert_eq!(ends.relay.census().leases, 1);
+    let mut grant = Grant::all(SecretKey::from_bytes(CLIENT).public_key());
+    grant.kinds = vec![Kind::Udp];
+    ends.relay.set_access(ends.now, Access::Granted(vec![grant]));
+    ends.run(50);
+    assert_eq!(ends.relay.census().leases, 0);
+    let mut answers = Vec::new();
+    let Node { stack, resources, .. } = &mut ends.client;
+    while let Some(answer) = channel.receive::<ToAgent>(stack, &mut resources.budget).unwrap() {
+        answers.push(answer);
+    }
+    assert!(
+        matches!(&answers[..], [ToAgent::Welcome { .. }, ToAgent::Refused { id, .. }] if id == "db"),
+        "{answers:?}"
+    );
 }
