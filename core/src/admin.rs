@@ -4,6 +4,7 @@
 //! lease or a source. It takes neither a visitor's place nor a visitor's memory, for it is most wanted when those are
 //! used up.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::budget::Budget;
@@ -28,6 +29,8 @@ pub(crate) struct Admin {
     /// Memory of their own. Empty if there is no listener for them.
     pub(crate) budget: Budget,
     pub(crate) connections: usize,
+    /// The listener can be reached from this machine only.
+    is_loopback: bool,
 }
 
 impl Admin {
@@ -35,11 +38,13 @@ impl Admin {
         Self {
             budget: Budget::new(0),
             connections: 0,
+            is_loopback: false,
         }
     }
 
-    /// Takes the operators' memory out of the machine's.
-    pub(crate) fn enable(&mut self, resources: &mut Resources) {
+    /// Takes the operators' memory out of the machine's, for a listener at `addr`.
+    pub(crate) fn enable(&mut self, addr: SocketAddr, resources: &mut Resources) {
+        self.is_loopback = addr.ip().to_canonical().is_loopback();
         if resources.budget.charge(MEMORY) {
             self.budget = Budget::new(MEMORY);
         }
@@ -110,7 +115,17 @@ pub(crate) fn head_grew<M: Operated>(machine: &mut M, now: Instant, id: StreamId
             return true;
         }
     };
-    let page = page(machine, now, &request);
+    let is_foreign = node.admin.is_loopback && !request.host.as_deref().is_none_or(is_local_name);
+    let page = if is_foreign {
+        node.resources.counters.drop_operator_request += 1;
+        Page::text(
+            421,
+            "Misdirected Request",
+            "421 Misdirected Request: ask for an address or for localhost\n",
+        )
+    } else {
+        page(machine, now, &request)
+    };
     answer(machine, id, &page, request.method == "HEAD");
     true
 }
@@ -182,6 +197,12 @@ fn answer<M: Operated>(machine: &mut M, id: StreamId, page: &Page, without_body:
         bytes = http::response(503, "Service Unavailable", &[("retry-after", "5")], text);
     }
     node.answer(id, bytes);
+}
+
+/// Whether a host names this machine by itself. A name of DNS may be one that a web page has had lead here, so as to read
+/// with the browser of whoever sits at this machine.
+fn is_local_name(host: &str) -> bool {
+    host == "localhost" || host.ends_with(".localhost") || host.parse::<IpAddr>().is_ok()
 }
 
 /// A reason may have come from afar.

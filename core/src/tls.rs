@@ -2,6 +2,9 @@
 //!
 //! rustls does the protocol (TLS 1.2 and 1.3, RFC 5246 and RFC 8446) without any I/O of its own. Its random numbers come
 //! from the system's generator, as boringtun's do; its time comes from a [`TlsClock`], which the agent sets.
+//!
+//! A connection that ends by FIN without `close_notify` counts as ended, as with most servers, for many clients never send
+//! it. So TLS alone does not tell a target that a message was cut off on the way; the lengths within HTTP do.
 
 use std::fmt;
 use std::sync::Arc;

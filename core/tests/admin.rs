@@ -56,7 +56,7 @@ fn get(world: &mut World, host: HostId, path: &str) -> (u16, String) {
     let answer = exchange(
         world,
         host,
-        format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes(),
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes(),
     );
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.contains("\r\nconnection: close"), "{head}");
@@ -84,7 +84,7 @@ fn both_machines_answer_what_operators_ask() {
     }
     let answer = exchange(&mut world, RELAY, b"GET /metrics HTTP/1.0\r\n\r\n");
     assert!(answer.contains("\r\ncontent-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"));
-    let json = exchange(&mut world, RELAY, b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n");
+    let json = exchange(&mut world, RELAY, b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(json.contains("\r\ncontent-type: application/json\r\n"));
     world.run(Duration::from_secs(6));
     world.check_invariants();
@@ -93,11 +93,11 @@ fn both_machines_answer_what_operators_ask() {
 #[test]
 fn a_head_has_no_body_and_other_methods_are_refused() {
     let mut world = world();
-    let answer = exchange(&mut world, AGENT, b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+    let answer = exchange(&mut world, AGENT, b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("content-length: 3\r\n"));
     assert!(answer.ends_with("\r\n\r\n"));
     for method in ["POST", "DELETE", "OPTIONS", "get"] {
-        let request = format!("{method} /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        let request = format!("{method} /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let answer = exchange(&mut world, RELAY, request.as_bytes());
         assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
         assert!(answer.contains("\r\nallow: GET, HEAD\r\n"), "{answer}");
@@ -199,7 +199,9 @@ fn a_slow_reader_of_answers_keeps_nobody_else_out_and_ends() {
     let id = world.connect(RELAY, PORT).unwrap();
     let socket = world.socket(RELAY, id);
     socket.reads = false;
-    socket.to_send.extend(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    socket
+        .to_send
+        .extend(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     world.run(Duration::from_secs(1));
     assert_eq!(get(&mut world, RELAY, "/healthz").0, 200);
     world.run(Duration::from_secs(5));
@@ -231,4 +233,21 @@ fn they_do_not_hold_up_the_end() {
     world.run(Duration::from_secs(1));
     assert!(world.agents[0].machine.is_finished() && world.relays[0].machine.is_finished());
     assert_eq!((world.connect(RELAY, PORT), world.connect(AGENT, PORT)), (None, None));
+}
+
+/// A web page can have a name of its own lead to loopback and read what it gets there.
+#[test]
+fn a_name_of_dns_is_not_answered_on_loopback() {
+    let mut world = world();
+    let mut ask = |host: &str| {
+        let request = format!("GET /status HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let answer = exchange(&mut world, RELAY, request.as_bytes());
+        answer.split(' ').nth(1).map(str::to_owned)
+    };
+    for host in ["127.0.0.1:900", "[::1]:900", "localhost", "portal.localhost:900"] {
+        assert_eq!(ask(host).as_deref(), Some("200"), "{host}");
+    }
+    for host in ["evil.example", "evil.example:900", "localhost.evil.example"] {
+        assert_eq!(ask(host).as_deref(), Some("421"), "{host}");
+    }
 }

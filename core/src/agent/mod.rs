@@ -220,7 +220,7 @@ impl Agent {
             config,
         };
         if let Some(addr) = agent.config.admin {
-            agent.node.admin.enable(&mut agent.node.resources);
+            agent.node.admin.enable(addr, &mut agent.node.resources);
             agent.node.actions.push_back(Action::Listen {
                 listener: ADMIN,
                 addr,

@@ -306,7 +306,7 @@ impl Relay {
             }
         }
         if let Some(addr) = relay.config.admin {
-            relay.node.admin.enable(&mut relay.node.resources);
+            relay.node.admin.enable(addr, &mut relay.node.resources);
             relay.listen(Role::Admin, addr, Transport::Tcp);
         }
         relay.add_plain_peers(now);
