@@ -91,7 +91,7 @@ pub(crate) enum Command {
     /// Print the wg-quick file for a plain WireGuard peer in an agent's place
     ///
     /// The kernel, wireguard-go or a phone can serve visitors without a portal of its own: its service listens on its
-    /// overlay address. The relay's file names the peer in a [[peer]] table.
+    /// overlay address. The relay's file names the peer in a `[[peer]]` table.
     #[command(after_help = wg_conf::EXAMPLES)]
     WgConf(WgConfArgs),
     /// Print what a shell needs to complete portal's commands and flags

@@ -44,7 +44,7 @@ pub(crate) struct WgConfArgs {
     #[arg(long, env = "PORTAL_MTU", default_value_t = portal_core::DEFAULT_MTU, hide_env_values = true,
         value_parser = clap::value_parser!(u16).range(1280..=1420))]
     pub(crate) mtu: u16,
-    /// Print the [[peer]] table for the relay's file instead
+    /// Print the `[[peer]]` table for the relay's file instead
     #[arg(long, env = "PORTAL_RELAY_SIDE", value_parser = FalseyValueParser::new(), hide_env = true)]
     pub(crate) relay_side: bool,
     #[command(flatten)]
