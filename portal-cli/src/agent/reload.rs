@@ -12,6 +12,9 @@ use crate::process::Hangups;
 use crate::report::Console;
 use crate::report::agent::AgentReport;
 
+/// What a running agent can be given anew.
+const APPLIED: [&str; 1] = ["[[service]]"];
+
 /// Where services come from a second time.
 pub(crate) struct Reload {
     /// What the agent was started with.
@@ -60,7 +63,7 @@ impl Reload {
                     .any(|service| service.id() == name && service.is_served_here())
             });
             console.note(format!("read again: exposing {}", texts(&services)));
-            if let Some(text) = self.given.needs_restart(&given, &[]) {
+            if let Some(text) = self.given.needs_restart(&given, &APPLIED) {
                 console.problem(text);
             }
             for service in offered.iter().filter(|service| !before.contains(service)) {

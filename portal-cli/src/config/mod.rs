@@ -66,13 +66,13 @@ impl Given {
         self.tables.iter().filter(move |table| table.name == name)
     }
 
-    /// What to say about flags that were read again and have other values, but for those that `applied` names.
+    /// What to say about flags and tables that were read again and are others, but for those that `applied` names: flags
+    /// by their keys, tables as they are written.
     pub(crate) fn needs_restart(&self, again: &Self, applied: &[&str]) -> Option<String> {
         let names: BTreeSet<_> = self.values.keys().chain(again.values.keys()).collect();
         let mut changed: Vec<_> = names
             .into_iter()
             .filter(|&name| self.values.get(name) != again.values.get(name))
-            .filter(|name| !applied.contains(&name.as_str()))
             .cloned()
             .collect();
         let tables: BTreeSet<_> = self
@@ -87,6 +87,7 @@ impl Given {
                 changed.push(format!("[[{name}]]"));
             }
         }
+        changed.retain(|name| !applied.contains(&name.as_str()));
         (!changed.is_empty()).then(|| format!("this needs a restart to have an effect: {}", changed.join(", ")))
     }
 }
