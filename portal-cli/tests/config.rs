@@ -429,7 +429,7 @@ fn a_hangup_gives_an_agent_other_services_while_a_connection_goes_on() {
         "the others are not announced again"
     );
     agent.says("read again: exposing ");
-    agent.says("needs a restart to have an effect: mtu");
+    agent.says("needs a restart to have an effect: mtu\n");
     assert_eq!(get(http, "new.localhost", "/").unwrap(), (200, b"two".to_vec()));
     assert_eq!(
         get(http, "files.localhost", "/page.txt").unwrap(),
@@ -483,6 +483,13 @@ fn a_hangup_has_the_relay_read_grants_and_file_again() {
     home.write("relay.toml", "access = 'nobody'\n");
     relay.signal("HUP");
     relay.says("all stays as it is: relay.toml, line 1");
+    home.write("relay.toml", &(text.clone() + "[[peer]]\nnmae = 'x'\n"));
+    relay.signal("HUP");
+    relay.says("did you mean name?");
+    home.write("relay.toml", &text.replace("domain", "#"));
+    relay.signal("HUP");
+    relay.says("the relay's domain is missing");
+    assert_eq!(relay.err().matches("read again: ").count(), 1, "{}", relay.err());
     home.write("relay.toml", &text.replace("'open'", "'granted'"));
     home.write("state/grants.toml", "[[grant]\n");
     relay.signal("HUP");

@@ -40,12 +40,10 @@ const HTTPS: u16 = 443;
 
 /// Runs the command until it is told to end.
 pub(crate) fn run(args: RelayArgs, given: &Given, output: Output) -> Result<(), Failure> {
-    let Some(domain) = args.domain.clone() else {
-        return Err(RelayError::NoDomain.into());
-    };
+    let domain = args.domain.clone().ok_or(RelayError::NoDomain)?;
     let state = StateDir::locate(args.state.state_dir.as_deref())?;
     if args.check.check {
-        return check::check(&args, &domain, &state, given, output);
+        return check::check(&args, &state, given, output);
     }
     let addresses = Addresses::of(&args, &domain);
     state.make()?;

@@ -1,10 +1,12 @@
-//! `portal relay --check`: what would be run.
+//! What a relay would be: for `portal relay --check`, and before a running one takes what it has read again.
 
-use portal_core::identity::SecretKey;
+use std::path::PathBuf;
+
+use portal_core::identity::{PublicKey, SecretKey};
 use portal_core::{PlainPeerError, RelayConfig};
 use serde_json::json;
 
-use super::{Addresses, access, peers};
+use super::{Addresses, RelayError, access, peers};
 use crate::cli::{AccessMode, Output, RelayArgs};
 use crate::config::Given;
 use crate::failure::Failure;
@@ -12,30 +14,50 @@ use crate::state::StateDir;
 use crate::values::{Domain, Switch};
 use crate::{keyfile, report};
 
-/// Reads what the relay would read, and says what it would do. Opens no socket and makes no file.
-pub(super) fn check(
-    args: &RelayArgs,
-    domain: &Domain,
-    state: &StateDir,
-    given: &Given,
-    output: Output,
-) -> Result<(), Failure> {
+/// What a relay would be.
+pub(super) struct Looked {
+    domain: Domain,
+    addresses: Addresses,
+    key_file: PathBuf,
+    key: Option<PublicKey>,
+    plain_peers: usize,
+}
+
+/// Reads what the relay would read. Opens no socket and makes no file.
+pub(super) fn look(args: &RelayArgs, state: &StateDir, given: &Given) -> Result<Looked, Failure> {
+    let domain = args.domain.clone().ok_or(RelayError::NoDomain)?;
     let book = state.book()?;
     access(args.access, state)?;
-    let grants = state.grants()?.len();
     let key_file = args.key.clone().unwrap_or_else(|| state.file("relay.key"));
     let key = keyfile::look(&key_file)?;
-    let Addresses { udp, http, https } = Addresses::of(args, domain);
+    let addresses = Addresses::of(args, &domain);
     // The peers have to go with the rest, which is all that this is made for.
     let mut config = RelayConfig::new(SecretKey::from_bytes([0; 32]), [0; 32], domain.to_string());
-    (config.http, config.https, config.bindings) = (http, https, book.bindings());
+    (config.http, config.https, config.bindings) = (addresses.http, addresses.https, book.bindings());
     peers::add(&mut config, given)?;
     if let Some(key) = key
         && config.plain_peers.iter().any(|peer| peer.key == key)
     {
         return Err(PlainPeerError::OwnKey(key).into());
     }
-    let plain = match config.plain_peers.len() {
+    Ok(Looked {
+        domain,
+        addresses,
+        key_file,
+        key,
+        plain_peers: config.plain_peers.len(),
+    })
+}
+
+/// Says what the relay would do.
+pub(super) fn check(args: &RelayArgs, state: &StateDir, given: &Given, output: Output) -> Result<(), Failure> {
+    let looked = look(args, state, given)?;
+    let grants = state.grants()?.len();
+    let Looked {
+        domain, key_file, key, ..
+    } = &looked;
+    let Addresses { udp, http, https } = looked.addresses;
+    let plain = match looked.plain_peers {
         0 => String::new(),
         1 => ", and 1 plain peer".into(),
         count => format!(", and {count} plain peers"),
@@ -50,7 +72,7 @@ pub(super) fn check(
         AccessMode::Granted if grants == 1 => "1 key with a grant".into(),
         AccessMode::Granted => format!("{grants} keys with a grant"),
     };
-    let with = match &key {
+    let with = match key {
         Some(key) => format!("the key {key} ({})", key_file.display()),
         None => format!("a new key, to be made in {}", key_file.display()),
     };
@@ -72,7 +94,7 @@ pub(super) fn check(
             "ports": ports,
             "open": args.access == AccessMode::Open,
             "grants": grants,
-            "peers": config.plain_peers.len(),
+            "peers": looked.plain_peers,
             "key": key,
             "key_file": key_file.to_string_lossy(),
             "state_dir": state.path().to_string_lossy(),

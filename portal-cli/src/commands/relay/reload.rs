@@ -5,7 +5,7 @@ use std::cell::Cell;
 use portal_core::{Access, Relay};
 use portal_runtime_tokio::Handle;
 
-use super::access;
+use super::{access, check};
 use crate::cli::{AccessMode, Command};
 use crate::config::{Given, Invocation, read_at_hangup};
 use crate::failure::Failure;
@@ -19,7 +19,6 @@ const APPLIED: [&str; 1] = ["access"];
 /// What was read.
 struct Reloaded {
     mode: AccessMode,
-    access: Access,
     given: Given,
 }
 
@@ -33,12 +32,20 @@ pub(super) async fn at_hangups(
     console: &Console,
 ) {
     loop {
-        let state = state.clone();
+        let files = state.clone();
         let Reloaded {
             mode: new,
-            access,
             given: again,
-        } = read_at_hangup(&mut hangups, console, move || read(&state)).await;
+        } = read_at_hangup(&mut hangups, console, move || read(&files)).await;
+        // Here and not with the rest: a revocation that came in between has been confirmed and must hold. It is read on
+        // this thread as well, and what is read last is handed on last.
+        let access = match access(new, state) {
+            Ok(access) => access,
+            Err(failure) => {
+                console.problem(failure.as_problem());
+                continue;
+            }
+        };
         mode.set(new);
         let served = match &access {
             Access::Open => "everybody is served".to_owned(),
@@ -65,9 +72,9 @@ fn read(state: &StateDir) -> Result<Reloaded, Failure> {
     let Command::Relay(args) = cli.command else {
         unreachable!("the command line stays the same");
     };
+    check::look(&args, state, &given)?;
     Ok(Reloaded {
         mode: args.access,
-        access: access(args.access, state)?,
         given,
     })
 }
