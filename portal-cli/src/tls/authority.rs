@@ -83,6 +83,11 @@ impl Authority {
             }
         }
         let root = CertificateDer::from_pem_file(&root_file).map_err(|_| AuthorityError::Broken(root_file.clone()))?;
+        // A root beside another key would vouch for nothing that is signed here.
+        let public = key.public_key_raw();
+        if !root.windows(public.len()).any(|part| part == public) {
+            return Err(AuthorityError::Broken(root_file));
+        }
         let leaf_key = KeyPair::generate()?;
         let der = PrivateKeyDer::Pkcs8(leaf_key.serialize_der().into());
         let signing_key = any_supported_type(&der).map_err(|_| AuthorityError::Broken(key_file))?;
@@ -101,8 +106,8 @@ impl Authority {
         let root = self.root_file.display();
         format!(
             "visitors are shown a certificate of this machine's own development authority, which browsers warn of \
-             until they trust its root, {root}\n  curl: --cacert {root}\n  Debian, Ubuntu: sudo cp {root} \
-             /usr/local/share/ca-certificates/portal-development.crt && sudo update-ca-certificates\n  Firefox, \
+             until they trust its root, {root}\n  curl: --cacert {root}\n  Debian, Ubuntu: sudo install -m 644 \
+             {root} /usr/local/share/ca-certificates/portal-development.crt && sudo update-ca-certificates\n  Firefox, \
              Chrome: import it as an authority in the settings for certificates\n  with a certificate of your own: \
              --cert FILE --cert-key FILE"
         )
@@ -279,6 +284,17 @@ mod tests {
         let mode =
             std::os::unix::fs::PermissionsExt::mode(&directory.join("root-key.pem").metadata().unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_root_without_its_key_is_not_used() {
+        let home = tempfile::tempdir().unwrap();
+        Authority::load_or_create(home.path()).unwrap();
+        std::fs::remove_file(home.path().join("root-key.pem")).unwrap();
+        let error = Authority::load_or_create(home.path()).unwrap_err();
+        assert!(error.to_string().contains("root.pem cannot be used"), "{error}");
+        let help = error.help().unwrap();
+        assert!(help.contains(&format!("move {} away", home.path().display())), "{help}");
     }
 
     #[test]
