@@ -15,15 +15,19 @@ const SUFFIX: &str = ".tmp";
 /// It is given to the owner of its directory, so that a root shell does not take a service's state away from it.
 pub(crate) fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let (temporary, file) = write_beside(path, contents)?;
-    let placed = directory_of(path).metadata().and_then(|directory| {
-        if file.metadata()?.uid() != directory.uid() {
-            // Only root can; for others it stays theirs.
-            let _ = fchown(&file, Some(directory.uid()), Some(directory.gid()));
-        }
-        fs::rename(&temporary, path)
-    });
+    let placed = give_away(&file, path).and_then(|()| fs::rename(&temporary, path));
     clean_up(&temporary, placed)?;
     sync_directory(path)
+}
+
+/// Gives an open file to the owner of the directory that its path is in.
+pub(crate) fn give_away(file: &File, path: &Path) -> io::Result<()> {
+    let directory = directory_of(path).metadata()?;
+    if file.metadata()?.uid() != directory.uid() {
+        // Only root can; for others it stays theirs.
+        let _ = fchown(file, Some(directory.uid()), Some(directory.gid()));
+    }
+    Ok(())
 }
 
 /// Makes a file for its owner only.

@@ -137,13 +137,18 @@ impl StateDir {
     }
 
     fn lock_file(&self, name: &str) -> Result<File, StateError> {
-        OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(self.file(name))
-            .map_err(self.failed("locking"))
+        let path = self.file(name);
+        let open = || {
+            let mut options = OpenOptions::new();
+            options.write(true).mode(0o600);
+            match options.clone().create_new(true).open(&path) {
+                // What root makes here must not keep the relay's own user out. What it finds may be a link to elsewhere.
+                Ok(file) => files::give_away(&file, &path).map(|()| file),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.open(&path),
+                Err(error) => Err(error),
+            }
+        };
+        open().map_err(self.failed("locking"))
     }
 
     fn failed(&self, step: &'static str) -> impl Fn(io::Error) -> StateError + '_ {
@@ -353,6 +358,20 @@ mod tests {
         std::fs::write(state.file("agents.json"), "[\n{\"key\": 1}]").unwrap();
         let error = state.book().unwrap_err();
         assert!(error.to_string().contains("agents.json, line 2"), "{error}");
+    }
+
+    #[test]
+    fn what_root_makes_belongs_to_the_directorys_owner() {
+        use std::os::unix::fs::{MetadataExt as _, chown};
+        let (_directory, state) = state();
+        // Fails for others than root, whose files are their own anyway.
+        let _ = chown(state.path(), Some(4242), Some(4242));
+        let owner = state.path().metadata().unwrap().uid();
+        state.edit_grants(|_| ()).unwrap();
+        drop(state.lock().unwrap());
+        for name in ["grants.toml", "grants.lock", "lock"] {
+            assert_eq!(state.file(name).metadata().unwrap().uid(), owner, "{name}");
+        }
     }
 
     #[test]
