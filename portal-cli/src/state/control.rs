@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::failure::Explain;
+use crate::failure::{Explain, full_disk};
 
 /// The name of the relay's socket in its state directory.
 pub(crate) const RELAY_SOCKET: &str = "portal.sock";
@@ -107,7 +107,7 @@ impl ControlSocket {
         match bind() {
             Ok(listener) => Ok(Self { listener, path }),
             Err(source) => Err(ControlError {
-                step: "opening the socket for `portal grant` and `portal status`,",
+                step: OPENING,
                 path,
                 source,
             }),
@@ -154,7 +154,15 @@ pub(crate) struct ControlError {
     source: io::Error,
 }
 
+/// What fails where nothing is asked yet.
+const OPENING: &str = "opening the socket for `portal grant` and `portal status`,";
+
 impl ControlError {
+    /// Whether it is there, but not for this user.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.source.kind() == io::ErrorKind::PermissionDenied
+    }
+
     fn reaching(path: PathBuf, source: io::Error) -> Self {
         Self {
             step: "reaching the running portal by its socket",
@@ -172,7 +180,9 @@ impl Explain for ControlError {
             io::ErrorKind::InvalidInput => {
                 "its path is too long: name a shorter directory with --state-dir or --key".into()
             }
-            _ => "grants are read at the relay's start: restart it if it does not answer".into(),
+            _ if self.step == OPENING => full_disk(&self.path, &self.source)
+                .unwrap_or_else(|| "name another directory with --state-dir or --key".into()),
+            _ => "restart that portal if it does not answer; a relay reads its grants at its start".into(),
         })
     }
 }

@@ -38,8 +38,11 @@ pub(crate) fn statuses(directory: Option<&Path>) -> Result<Vec<Status>, RunningE
             Err(_) => continue,
         };
         for path in sockets {
-            if let Some(status) = status(path)? {
-                statuses.push(status);
+            match status(path.clone()) {
+                Ok(status) => statuses.extend(status),
+                // Another user's must not hide one's own.
+                Err(RunningError::Control(error)) if error.is_denied() => closed.push(path),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -87,7 +90,7 @@ pub(crate) enum RunningError {
     Nothing {
         /// Where was looked.
         places: Vec<PathBuf>,
-        /// Those of them that this user may not read.
+        /// Those of them, and sockets in them, that this user may not use.
         closed: Vec<PathBuf>,
     },
     /// It runs, but cannot be asked.
@@ -129,7 +132,7 @@ fn unreadable(closed: &[PathBuf]) -> String {
     if closed.is_empty() {
         return String::new();
     }
-    format!(" (of which {} may not be read)", list(closed))
+    format!(" ({} may not be used by this user)", list(closed))
 }
 
 #[cfg(test)]
