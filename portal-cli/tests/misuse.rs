@@ -412,6 +412,39 @@ fn a_state_directory_that_cannot_be_used_is_named() {
     case_of(homeless, 1, &["neither XDG_STATE_HOME nor HOME", "--key"]);
 }
 
+#[test]
+fn a_relay_of_another_user_does_not_hide_ones_own_agents() {
+    if !works(
+        "a socket of another user",
+        NO_POWERS[0],
+        &[NO_POWERS[1], NO_POWERS[2], "true"],
+    ) {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let (relay, uri) = relay(home, "open");
+    let usual = home.join(".local/state/portal/relay");
+    std::fs::create_dir_all(usual.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(home.join("state"), &usual).unwrap();
+    let closed = std::fs::Permissions::from_mode(0o000);
+    std::fs::set_permissions(usual.join("portal.sock"), closed).unwrap();
+    let status = || Portal::spawn(under(home, &NO_POWERS, &["status"])).wait();
+    check(
+        &status(),
+        "status",
+        1,
+        &["portal.sock may not be used by this user", "sudo"],
+    );
+    let agent = Portal::start(home, &["expose", "3000", "--relay", &uri]);
+    let public = agent.line();
+    let shown = status();
+    assert_eq!(shown.status.code(), Some(0), "{}", shown.err);
+    assert!(shown.out.contains(&public), "{}", shown.out);
+    assert_eq!(agent.stop().status.code(), Some(0));
+    assert_eq!(relay.stop().status.code(), Some(0));
+}
+
 /// The URI of a relay that does not exist.
 fn uri() -> String {
     let key = portal_core::identity::PublicKey::from_bytes([9; 32]);
@@ -672,6 +705,11 @@ fn a_relay_that_does_not_answer_is_named_with_the_likely_causes() {
         1,
         &["does not answer", "key in the URI may be wrong", "UDP"],
     );
+
+    // Who waits is told as well.
+    let patient = Portal::start(home.path(), &args[..args.len() - 1]);
+    patient.says("trying again\n  help: compare the URI");
+    assert_eq!(patient.stop().status.code(), Some(0));
 
     let unknown = format!("portal://{key}@no-such-host.invalid:51820");
     case(

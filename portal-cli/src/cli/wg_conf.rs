@@ -12,8 +12,8 @@ use super::{LeaseArgs, public_key};
 /// Shown below the help of `portal wg-conf`.
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  portal wg-conf --key wg.key --relay URI --name blog --target-port 8080 > portal.conf
-      the whole file, with the private key: keep it for its owner only
+  (umask 077; portal wg-conf --key wg.key --relay URI --name blog --target-port 8080 > portal.conf)
+      the whole file, with the private key, for its owner only
   portal wg-conf \"$(wg pubkey < wg.key)\" --relay URI
       the same without the private key, to be filled in on the peer's own machine
   portal wg-conf KEY --relay-side --kind tcp --port 20022 --target-port 22 >> relay.toml

@@ -207,7 +207,7 @@ impl AgentReport {
             });
         }
         if self.silence.admit(now).is_some() {
-            say(Say::Problem(format!("{cause}; trying again")));
+            say(Say::Problem(format!("{cause}; trying again\n  help: {help}")));
         }
         Verdict::GoOn
     }
