@@ -104,6 +104,7 @@ Targets:
   3000, localhost:3000, http://host:3000   a web server, found by its name: http://<name>.<domain>/
   ./site, report.pdf                       a folder or a file, served by portal itself
   unix:/run/app.sock                       a web server on a Unix socket
+  https://host:8443                        a web server that speaks TLS; visitors see this agent's certificate
   tls://host:8443                          a TLS server; its own certificate is what visitors see
   tcp://host:22, udp://host:53             anything else, on a port of the relay
 
@@ -116,6 +117,7 @@ Output:
 
 Examples:
   portal expose 3000
+  portal expose 3000 --kind https
   portal expose 3000 --relay portal://KEY@relay.example.com:51820 --name blog
   PORTAL_RELAY=portal://... portal expose tcp://localhost:22";
 

@@ -206,7 +206,7 @@ impl Explain for TlsFileError {
             Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "run portal as a user who may read it, or give it a copy of its own".into()
             }
-            Self::Read { .. } => return None,
+            Self::Read { .. } => "name a file that holds it as PEM".into(),
             Self::NoCertificate(_) => {
                 "it should begin with -----BEGIN CERTIFICATE-----; ACME clients call it fullchain.pem".into()
             }
