@@ -10,6 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use common::{PATIENCE, Portal, command, free_port, run};
+use portal_core::tls::pki_types::PrivateKeyDer;
+use portal_core::tls::pki_types::pem::PemObject as _;
 
 /// What visitors and services say.
 const MARKERS: [&str; 3] = [
@@ -48,6 +50,20 @@ impl Secret {
         let text = fs::read_to_string(path).unwrap().trim().to_owned();
         let secret: portal_core::identity::SecretKey = text.parse().unwrap();
         Self::new(&format!("the key in {}", path.display()), secret.as_bytes(), &text)
+    }
+
+    /// A private key as PEM. A line of it gives it away as well as the whole.
+    fn of_pem_file(path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap();
+        let lines: Vec<_> = text.lines().filter(|line| !line.starts_with("-----")).collect();
+        let der = PrivateKeyDer::from_pem_file(path).unwrap();
+        let mut secret = Self::new(
+            &format!("the key in {}", path.display()),
+            der.secret_der(),
+            &lines.concat(),
+        );
+        secret.forms.extend(lines.iter().map(|line| line.as_bytes().to_vec()));
+        secret
     }
 
     fn is_in(&self, text: &[u8]) -> bool {
@@ -268,4 +284,56 @@ fn no_secret_and_no_payload_is_in_logs_arguments_environments_or_state() {
         assert!(secret.is_in(&fs::read(path).unwrap()));
     }
     assert!(secrets[of_keys].is_in(format!("{:?}", MARKERS[0].as_bytes()).as_bytes()));
+}
+
+/// The keys of certificates: one that was given, and those of the development authority.
+#[test]
+fn no_certificates_key_is_in_logs_arguments_or_environments() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (cert, key) = (home.join("cert.pem"), home.join("key.pem"));
+    fs::write(&cert, made.cert.pem()).unwrap();
+    fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let target = service().to_string();
+    let expose = ["expose", &target, "--kind", "https", "--http", "127.0.0.1:0"];
+    let files = ["--cert", cert.to_str().unwrap(), "--cert-key", key.to_str().unwrap()];
+    let portals = [start(home, &expose), start(home, &[&expose[..], &files].concat())];
+    for portal in &portals {
+        let url = portal.line();
+        let port = url.trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap();
+        // Half a ClientHello and rubbish behind it: what fails is logged more willingly.
+        let mut broken = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        broken.write_all(&[0x16, 3, 1, 0, 5, 1, 0, 0, 1, 3]).unwrap();
+        drop(broken);
+        let visited = std::process::Command::new("curl")
+            .args([
+                "-ksS",
+                "--noproxy",
+                "*",
+                "-d",
+                MARKERS[0],
+                &format!("https://127.0.0.1:{port}/"),
+            ])
+            .output();
+        match visited {
+            Ok(visited) => assert!(
+                String::from_utf8_lossy(&visited.stdout).contains(MARKERS[1]),
+                "{visited:?}"
+            ),
+            Err(error) => eprintln!("no visit by TLS: curl cannot be run ({error})"),
+        }
+    }
+    let authority = home.join(".local/state/portal/authority/root-key.pem");
+    let secrets = [Secret::of_pem_file(&key), Secret::of_pem_file(&authority)];
+    for portal in portals {
+        for part in ["cmdline", "environ"] {
+            let text = fs::read(format!("/proc/{}/{part}", portal.id())).unwrap();
+            assert_clean(part, &text, &secrets);
+        }
+        let ended = portal.stop();
+        assert!(ended.err.contains("TRACE"), "its log is the most talkative there is");
+        assert_clean("what portal printed", (ended.out + &ended.err).as_bytes(), &secrets);
+    }
 }

@@ -237,8 +237,8 @@ fn health_is_an_exit_code_by_socket_and_by_address() {
         assert_eq!(code, Some(1), "{err}");
         assert!(err.contains("not ready") && err.contains("refuses this agent"), "{err}");
     }
-    assert_eq!(get(of_agent, "x", "/healthz").unwrap(), (200, b"ok\n".to_vec()));
-    assert_eq!(get(of_agent, "x", "/readyz").unwrap().0, 503);
+    assert_eq!(get(of_agent, "localhost", "/healthz").unwrap(), (200, b"ok\n".to_vec()));
+    assert_eq!(get(of_agent, "localhost", "/readyz").unwrap().0, 503);
 
     let key = place.json(&[])[0]["key"].as_str().unwrap().to_owned();
     assert_eq!(
@@ -250,7 +250,7 @@ fn health_is_an_exit_code_by_socket_and_by_address() {
         (Some(0), _) => Ok(()),
         other => Err(other),
     });
-    assert_eq!(get(of_agent, "x", "/readyz").unwrap(), (200, b"ready\n".to_vec()));
+    assert_eq!(get(of_agent, "localhost", "/readyz").unwrap(), (200, b"ready\n".to_vec()));
     let mut asked = command(place.home.path(), &["health"]);
     asked.env("PORTAL_ADMIN", of_agent.to_string());
     assert_eq!(Portal::spawn(asked).wait().status.code(), Some(0));
@@ -273,17 +273,17 @@ fn metrics_are_served_and_an_address_in_use_is_the_end() {
     let place = Place::new();
     let (relay, uri) = place.relay("open");
     relay.says(&format!("http://{}/metrics", place.admin));
-    let (status, body) = get(place.admin, "x", "/metrics").unwrap();
+    let (status, body) = get(place.admin, "localhost", "/metrics").unwrap();
     let text = String::from_utf8(body).unwrap();
     assert_eq!(status, 200);
     assert!(
         text.contains("portal_relay_leases 0\n") && text.ends_with("# EOF\n"),
         "{text}"
     );
-    let (status, body) = get(place.admin, "x", "/status").unwrap();
+    let (status, body) = get(place.admin, "localhost", "/status").unwrap();
     let json: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!((status, &json["role"]), (200, &"relay".into()));
-    assert_eq!(get(place.admin, "x", "/").unwrap().0, 404);
+    assert_eq!(get(place.admin, "localhost", "/").unwrap().0, 404);
 
     let ended = place
         .agent(&uri, &echo(), &["--admin", &place.admin.to_string()])
