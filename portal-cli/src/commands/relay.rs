@@ -30,7 +30,7 @@ use crate::values::{Domain, Listen, Switch};
 /// and an agent that it forgot has to find out by itself that the relay is back, which takes it 15 s.
 const WRITE_AFTER: Duration = Duration::from_millis(20);
 /// How often is written at most.
-const WRITE_EVERY: Duration = Duration::from_millis(250);
+const WRITE_EVERY: Duration = Duration::from_millis(100);
 /// When a write that failed is tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(10);
 /// The usual ports.
