@@ -250,7 +250,10 @@ fn health_is_an_exit_code_by_socket_and_by_address() {
         (Some(0), _) => Ok(()),
         other => Err(other),
     });
-    assert_eq!(get(of_agent, "localhost", "/readyz").unwrap(), (200, b"ready\n".to_vec()));
+    assert_eq!(
+        get(of_agent, "localhost", "/readyz").unwrap(),
+        (200, b"ready\n".to_vec())
+    );
     let mut asked = command(place.home.path(), &["health"]);
     asked.env("PORTAL_ADMIN", of_agent.to_string());
     assert_eq!(Portal::spawn(asked).wait().status.code(), Some(0));
