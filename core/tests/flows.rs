@@ -173,6 +173,18 @@ fn udp_visitors_are_told_apart() {
         world.agents[0].machine.handle_socket(world.now, event);
     }
     world.run_until("the answers", |world| world.relays[0].datagrams.len() == 3);
+    // Each is named once, however much it sends.
+    assert!(world.send_datagram(0, port, visitors[0], b"again"));
+    world.run(Duration::from_secs(1));
+    let named: Vec<SocketAddr> = world.relays[0]
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            RelayEvent::DatagramVisitor { remote, .. } => Some(*remote),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(named, visitors);
     for (socket, remote, payload) in &world.relays[0].datagrams {
         assert_eq!(*socket, UdpSocketRef::Public(listener));
         assert_eq!(*payload, format!("to {}", remote.unwrap()).into_bytes());

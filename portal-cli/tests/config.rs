@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Ended, PATIENCE, Portal, command, eventually, free_port, get, run};
+use common::{Ended, PATIENCE, Portal, command, eventually, free_port, free_ports, get, run};
 
 /// A home with files in it.
 struct Home(tempfile::TempDir);
@@ -54,7 +54,7 @@ impl Home {
     /// A relay that serves everybody, by a file; the file's text comes back to be changed.
     fn relay(&self) -> (Portal, String, SocketAddr, String) {
         let http = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let first = free_port().min(65_000);
+        let first = free_ports(51);
         let text = format!(
             "domain = 'localhost'\nudp = '127.0.0.1:{}'\nhttp = '{http}'\nhttps = 'off'\nports = '{first}-{}'\n\
              state_dir = 'state'\naccess = 'open'\n",

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Ended, PATIENCE, Portal, command, free_port, run};
+use common::{Ended, PATIENCE, Portal, command, free_port, free_ports, run};
 
 /// Runs a case and checks its exit code, that every text is in its message, that it has a mend, and that nothing looks
 /// like a crash.
@@ -78,9 +78,10 @@ fn works(what: &str, program: &str, args: &[&str]) -> bool {
 /// Root without its powers is refused what others are.
 const NO_POWERS: [&str; 3] = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
 
-/// A relay that serves by HTTP on some port and gives out the ports 20000 to 20003, and its URI.
-fn relay(home: &Path, access: &str) -> (Portal, String) {
+/// A relay that serves by HTTP on some port and gives out four ports, its URI, and the first of these.
+fn relay(home: &Path, access: &str) -> (Portal, String, u16) {
     let udp = format!("127.0.0.1:{}", free_port());
+    let first = free_ports(4);
     let state = home.join("state");
     let relay = Portal::start(
         home,
@@ -95,7 +96,7 @@ fn relay(home: &Path, access: &str) -> (Portal, String) {
             "--https",
             "off",
             "--ports",
-            "20000-20003",
+            &format!("{first}-{}", first + 3),
             "--access",
             access,
             "--state-dir",
@@ -103,7 +104,7 @@ fn relay(home: &Path, access: &str) -> (Portal, String) {
         ],
     );
     let uri = relay.line();
-    (relay, uri)
+    (relay, uri, first)
 }
 
 /// A key file of this name, and its public key.
@@ -384,7 +385,7 @@ fn a_state_directory_that_cannot_be_used_is_named() {
         &["portal.sock", "too long", "--state-dir"],
     );
 
-    let (_running, _) = relay(home, "open");
+    let (_running, ..) = relay(home, "open");
     start(
         &path("state"),
         &["in use by another relay", "stop that relay", "--state-dir"],
@@ -423,7 +424,7 @@ fn a_relay_of_another_user_does_not_hide_ones_own_agents() {
     }
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    let (relay, uri) = relay(home, "open");
+    let (relay, uri, _) = relay(home, "open");
     let usual = home.join(".local/state/portal/relay");
     std::fs::create_dir_all(usual.parent().unwrap()).unwrap();
     std::os::unix::fs::symlink(home.join("state"), &usual).unwrap();
@@ -539,7 +540,7 @@ fn a_port_that_needs_a_permission_is_named_with_three_ways_out() {
 fn what_a_relay_refuses_is_said_with_the_mend() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    let (_running, uri) = relay(home, "open");
+    let (_running, uri, first_port) = relay(home, "open");
     let (first, _) = new_key(home, "first.key");
     let (second, _) = new_key(home, "second.key");
     let expose = |key: &str, target: &str, more: &[&str]| -> Vec<String> {
@@ -569,18 +570,22 @@ fn what_a_relay_refuses_is_said_with_the_mend() {
         &second,
         "tcp://127.0.0.1:22",
         &["--port", "9999"],
-        &["9999", "outside this relay's range 20000-20003"],
+        &[
+            "9999",
+            &format!("outside this relay's range {first_port}-{}", first_port + 3),
+        ],
     );
     refused(&second, "tls://127.0.0.1:8443", &[], &["does not take", "--https"]);
     owner.kill();
-    let holder = expose(&first, "tcp://127.0.0.1:22", &["--port", "20001"]);
+    let port = (first_port + 1).to_string();
+    let holder = expose(&first, "tcp://127.0.0.1:22", &["--port", &port]);
     let holder = Portal::start(home, &holder.iter().map(String::as_str).collect::<Vec<_>>());
     holder.line();
     refused(
         &second,
         "tcp://127.0.0.1:22",
-        &["--port", "20001"],
-        &["20001 belongs to another key", "another port"],
+        &["--port", &port],
+        &[&format!("{port} belongs to another key"), "another port"],
     );
 }
 
@@ -588,7 +593,7 @@ fn what_a_relay_refuses_is_said_with_the_mend() {
 fn a_grant_that_does_not_cover_it_and_one_that_is_revoked_are_said() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
-    let (_running, uri) = relay(home, "granted");
+    let (_running, uri, _) = relay(home, "granted");
     let state = home.join("state");
     let state = state.to_str().unwrap();
     let (file, key) = new_key(home, "agent.key");

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 
-use common::{PATIENCE, Portal, eventually, free_port, get, run};
+use common::{PATIENCE, Portal, eventually, free_port, free_ports, get, run};
 
 /// A relay's places, so that it can be started again.
 struct Relay {
@@ -21,7 +21,7 @@ impl Relay {
     fn new() -> Self {
         let http = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let https = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let first = free_port().min(65_000);
+        let first = free_ports(51);
         let udp = format!("127.0.0.1:{}", free_port());
         Self {
             home: tempfile::tempdir().unwrap(),
@@ -191,7 +191,7 @@ fn names_and_ports_survive_the_death_of_either_end() {
 #[test]
 fn a_udp_service_answers_each_visitor() {
     let relay = Relay::new();
-    let (_running, uri) = relay.start("open");
+    let (running, uri) = relay.start("open");
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let target = format!("udp://{}", socket.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -213,6 +213,8 @@ fn a_udp_service_answers_each_visitor() {
         let mut buffer = [0; 2048];
         let count = visitor.recv(&mut buffer).expect("the first datagram is answered");
         assert_eq!(&buffer[..count], format!("to you: visitor {number}").as_bytes());
+        let address = visitor.local_addr().unwrap();
+        running.says(&format!("visitor {address} at udp://localhost:{port} sends datagrams"));
     }
 }
 

@@ -169,13 +169,18 @@ impl Relay {
         if !self.node.meter_datagram(now, &key, payload.len()) {
             return;
         }
-        if !self.associations.knows((listener, remote)) {
+        let is_new = !self.associations.knows((listener, remote));
+        if is_new {
             self.leases.came(id);
         }
         self.leases.carried(id, payload.len() as u64, 0);
         let resources = &mut self.node.resources;
-        if let Some(port) = self.associations.port_for(now, (listener, remote), id, resources) {
-            self.node.send_into_tunnel(peer, port, (overlay, service_port), payload);
+        let Some(port) = self.associations.port_for(now, (listener, remote), id, resources) else {
+            return;
+        };
+        self.node.send_into_tunnel(peer, port, (overlay, service_port), payload);
+        if is_new && let Some(public) = self.leases.get(id).map(|lease| lease.public.clone()) {
+            self.node.event(RelayEvent::DatagramVisitor { public, remote });
         }
     }
 }

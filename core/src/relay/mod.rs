@@ -232,6 +232,13 @@ pub enum RelayEvent {
         /// Why.
         error: PlainPeerError,
     },
+    /// A visitor sends datagrams, for the first time or again after a silence.
+    DatagramVisitor {
+        /// The lease's public address.
+        public: String,
+        /// Who it is.
+        remote: SocketAddr,
+    },
     /// A visitor's connection has ended.
     VisitorLeft {
         /// The lease's public address; empty if none was found.

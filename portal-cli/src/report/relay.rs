@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use portal_core::RelayEvent;
 use portal_core::identity::PublicKey;
+use portal_core::{RelayEvent, VisitorEnd};
+use serde_json::json;
 
 use super::{Say, Throttle, foreign};
 
@@ -32,7 +33,7 @@ impl RelayReport {
         }
     }
 
-    /// What to say about an event. Bindings and addresses are for the state directory, visitors for the log.
+    /// What to say about an event. Bindings and addresses are for the state directory.
     pub(crate) fn take(&mut self, now: Instant, event: &RelayEvent) -> Option<Say> {
         Some(match event {
             RelayEvent::AgentUp { key, agent, remote } => Say::Note(format!(
@@ -72,9 +73,34 @@ impl RelayReport {
                 sent,
                 end,
             } => {
-                tracing::debug!(%remote, public, received, sent, ?end, "visitor left");
-                return None;
+                let at = if public.is_empty() {
+                    String::new()
+                } else {
+                    format!(" at {}", foreign(public))
+                };
+                let how = match end {
+                    VisitorEnd::Finished => "",
+                    VisitorEnd::VisitorGone => ", broken off by the visitor",
+                    VisitorEnd::ServiceGone => ", broken off by the service",
+                    VisitorEnd::Refused => ", refused",
+                };
+                Say::Record(
+                    format!("visitor {remote}{at}: {received} bytes received, {sent} sent{how}"),
+                    json!({
+                        "event": "connection",
+                        "public": public,
+                        "visitor": remote,
+                        "received": received,
+                        "sent": sent,
+                        "finished": *end == VisitorEnd::Finished,
+                        "refused": *end == VisitorEnd::Refused,
+                    }),
+                )
             }
+            RelayEvent::DatagramVisitor { public, remote } => Say::Record(
+                format!("visitor {remote} at {} sends datagrams", foreign(public)),
+                json!({ "event": "datagrams", "public": public, "visitor": remote }),
+            ),
             _ => return None,
         })
     }

@@ -4,9 +4,10 @@
 #![allow(unreachable_pub, reason = "a module of test binaries")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -192,16 +193,34 @@ pub fn eventually<T, E: std::fmt::Debug>(what: &str, mut attempt: impl FnMut() -
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that nobody else is given: see [`free_ports`].
 pub fn free_port() -> u16 {
-    // Taken as UDP too, since a relay's ports are both.
-    loop {
-        let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = tcp.local_addr().expect("bound").port();
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+    free_ports(1)
+}
+
+/// The first of `count` ports in a row that are free, as TCP and as UDP, and that no other test of this process is given.
+///
+/// They are below those that the system hands out by itself, so that no connection of another test can take one between
+/// here and its use.
+pub fn free_ports(count: u16) -> u16 {
+    const PORTS: std::ops::Range<u16> = 10_000..20_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let span = u32::from(PORTS.end - PORTS.start - count);
+    // Another process begins elsewhere.
+    let start = std::process::id().wrapping_mul(509);
+    for _ in 0..span {
+        let offset = start.wrapping_add(TAKEN.fetch_add(u32::from(count), Ordering::Relaxed)) % span;
+        let first = PORTS.start + offset as u16;
+        if (first..first + count).all(is_free) {
+            return first;
         }
     }
+    panic!("{count} free ports in a row");
+}
+
+fn is_free(port: u16) -> bool {
+    let addr = (Ipv4Addr::LOCALHOST, port);
+    TcpListener::bind(addr).is_ok() && UdpSocket::bind(addr).is_ok()
 }
 
 /// One HTTP request on a connection of its own; the answer's status and body.
