@@ -43,13 +43,25 @@ impl<M> Handle<M> {
     where
         R: Send + 'static,
     {
-        let (answer, result) = oneshot::channel();
-        let call: Call<M> = Box::new(move |machine, now| {
-            // A caller that has gone does not want its answer.
-            let _ = answer.send(call(machine, now));
-        });
+        let (call, result) = answered(call);
         self.calls.send(call).await.map_err(|_| Stopped)?;
         result.await.map_err(|_| Stopped)
+    }
+
+    /// [`Handle::call`] for a thread that is no task: waits for the driver.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the driver ended before it came to it.
+    ///
+    /// # Panics
+    /// Inside of an asynchronous context, which it would block.
+    pub fn call_blocking<R>(&self, call: impl FnOnce(&mut M, Instant) -> R + Send + 'static) -> Result<R, Stopped>
+    where
+        R: Send + 'static,
+    {
+        let (call, result) = answered(call);
+        self.calls.blocking_send(call).map_err(|_| Stopped)?;
+        result.blocking_recv().map_err(|_| Stopped)
     }
 
     /// Starts the end: listeners are closed, the machine says goodbye, and the driver goes on until all is finished or
@@ -69,6 +81,18 @@ impl<M> Handle<M> {
     pub fn stats(&self) -> Stats {
         self.shared.stats()
     }
+}
+
+/// A call that sends on what it returns.
+fn answered<M, R: Send + 'static>(
+    call: impl FnOnce(&mut M, Instant) -> R + Send + 'static,
+) -> (Call<M>, oneshot::Receiver<R>) {
+    let (answer, result) = oneshot::channel();
+    let call: Call<M> = Box::new(move |machine, now| {
+        // A caller that has gone does not want its answer.
+        let _ = answer.send(call(machine, now));
+    });
+    (call, result)
 }
 
 impl<M> Clone for Handle<M> {
@@ -100,6 +124,14 @@ impl<E> Events<E> {
     /// Waits for the next event; `None` once the driver has ended.
     pub async fn recv(&mut self) -> Option<E> {
         self.queue.recv().await
+    }
+
+    /// [`Events::recv`] for a thread that is no task.
+    ///
+    /// # Panics
+    /// Inside of an asynchronous context, which it would block.
+    pub fn recv_blocking(&mut self) -> Option<E> {
+        self.queue.blocking_recv()
     }
 
     /// The next event if one is waiting.
