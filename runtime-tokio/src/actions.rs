@@ -2,18 +2,19 @@
 
 use std::task::Poll;
 
+use portal_adapter::addr::canonical;
+use portal_adapter::names::literal;
+use portal_adapter::{listener, udp};
 use portal_core::{
     Action, DialError, ListenerId, Machine, SocketEvent, StreamId, Target, Transport, UdpId, UdpSocketRef,
 };
-use tokio::net::UdpSocket;
 use tokio::sync::mpsc::error::TrySendError;
 
-use crate::addr::canonical;
 use crate::dial::{self, Report};
 use crate::driver::{Driver, Local, Public, Slot};
-use crate::listener::{self, Listener};
+use crate::listener::Listener;
 use crate::stream::{Socket, Stream};
-use crate::udp::{self, Udp};
+use crate::udp::Udp;
 use crate::wake::{Source, Token};
 
 impl<M: Machine> Driver<M> {
@@ -119,8 +120,8 @@ impl<M: Machine> Driver<M> {
 
     fn carry_out(&mut self, action: Action<M::Event>) {
         match action {
-            Action::WantRead(id) => self.want(id, |stream| stream.want_read = true),
-            Action::WantWrite(id) => self.want(id, |stream| stream.want_write = true),
+            Action::WantRead(id) => self.want(id, Stream::want_read),
+            Action::WantWrite(id) => self.want(id, Stream::want_write),
             Action::Shutdown(id) => match self.streams.get_mut(id) {
                 Some(Slot::Open(stream)) => stream.shutdown(),
                 Some(Slot::Dialing { shutdown, .. }) => *shutdown = true,
@@ -166,7 +167,7 @@ impl<M: Machine> Driver<M> {
         // A dial that becomes a stream tries both directions anyway.
         if let Some(Slot::Open(stream)) = self.streams.get_mut(id) {
             mark(stream);
-            stream.source.queue(&mut self.work);
+            stream.source().queue(&mut self.work);
         }
     }
 
@@ -184,7 +185,7 @@ impl<M: Machine> Driver<M> {
             match transport {
                 Transport::Tcp => listener::bind(addr, &self.settings).and_then(|socket| {
                     let local = socket.local_addr()?;
-                    Ok((Public::Tcp(Listener::new(socket, source)), local))
+                    Ok((Public::Tcp(Listener::new(socket, source)?), local))
                 }),
                 Transport::Udp => udp::bind(addr).and_then(|socket| {
                     let local = socket.local_addr()?;
@@ -196,7 +197,7 @@ impl<M: Machine> Driver<M> {
             Ok((public, local)) => {
                 match &public {
                     Public::Tcp(listener) => listener.source.queue(&mut self.work),
-                    Public::Udp(udp) => udp.source.queue(&mut self.work),
+                    Public::Udp(udp) => udp.source().queue(&mut self.work),
                 }
                 self.listeners.insert(id, public);
                 self.feed(SocketEvent::Listening { listener: id, local });
@@ -252,7 +253,7 @@ impl<M: Machine> Driver<M> {
                 if shutdown {
                     stream.shutdown();
                 }
-                stream.source.queue(&mut self.work);
+                stream.source().queue(&mut self.work);
                 self.streams.insert(id, Slot::Open(stream));
                 self.feed(SocketEvent::Connected { stream: id });
             }
@@ -280,12 +281,12 @@ impl<M: Machine> Driver<M> {
         self.locals.insert(id, Local::Opening(task));
     }
 
-    fn dialed_udp(&mut self, id: UdpId, result: Result<UdpSocket, DialError>) {
+    fn dialed_udp(&mut self, id: UdpId, result: Result<std::net::UdpSocket, DialError>) {
         let source = Source::new(&self.shared.ready, Token::Local(id));
         let opened = result.and_then(|socket| Udp::new(socket, source).map_err(|_| DialError::Other));
         match opened {
             Ok(udp) => {
-                udp.source.queue(&mut self.work);
+                udp.source().queue(&mut self.work);
                 self.locals.insert(id, Local::Open(udp));
                 self.feed(SocketEvent::UdpConnected { socket: id });
             }
@@ -298,7 +299,7 @@ impl<M: Machine> Driver<M> {
     }
 
     fn resolve(&mut self, host: String, port: u16) {
-        if let Some(addr) = dial::literal(&host, port) {
+        if let Some(addr) = literal(&host, port) {
             return self.feed(SocketEvent::Resolved {
                 host: &host,
                 addrs: &[canonical(addr)],

@@ -3,33 +3,22 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use portal_adapter::names::{
+    MAX_NAMES, NAME_TTL, NEXT_ADDRESS, UNIX_RETRY, UNIX_RETRY_MAX, dial_error, tells_more, well_known, with_port,
+};
+use portal_adapter::udp;
 use portal_core::{DialError, StreamId, UdpId};
-use tokio::net::{TcpStream, UdpSocket, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::listener::is_exhaustion;
 use crate::stream::Socket;
-use crate::udp;
-
-/// How long one address may keep the next one waiting (RFC 8305, section 5).
-const NEXT_ADDRESS: Duration = Duration::from_millis(250);
-
-/// How long an answer is used for further dials. Thousands of dials a second to one name must not be as many look-ups.
-const NAME_TTL: Duration = Duration::from_secs(5);
-
-/// How many names are remembered.
-const MAX_NAMES: usize = 256;
-
-/// A Unix socket whose queue is full says so at once instead of waiting; this is the first pause before another try.
-const UNIX_RETRY: Duration = Duration::from_millis(5);
-const UNIX_RETRY_MAX: Duration = Duration::from_millis(200);
 
 type Handler = Arc<dyn Fn(UnixStream) -> Result<(), DialError> + Send + Sync>;
 
@@ -112,7 +101,7 @@ pub(crate) enum Report {
     },
     DialedUdp {
         socket: UdpId,
-        result: Result<UdpSocket, DialError>,
+        result: Result<std::net::UdpSocket, DialError>,
     },
     Resolved {
         host: String,
@@ -158,7 +147,7 @@ pub(crate) async fn dial_udp(
     host: String,
     port: u16,
     patience: Duration,
-) -> Result<UdpSocket, DialError> {
+) -> Result<std::net::UdpSocket, DialError> {
     let addrs = timeout(patience, names.resolve(&host, port))
         .await
         .map_err(|_| DialError::TimedOut)?;
@@ -166,7 +155,7 @@ pub(crate) async fn dial_udp(
 }
 
 /// Opens a UDP socket connected to one of `addrs`. Never waits.
-pub(crate) fn connect_udp(addrs: &[SocketAddr]) -> Result<UdpSocket, DialError> {
+pub(crate) fn connect_udp(addrs: &[SocketAddr]) -> Result<std::net::UdpSocket, DialError> {
     if addrs.is_empty() {
         return Err(DialError::Unresolved);
     }
@@ -186,11 +175,6 @@ pub(crate) async fn look_up(host: &str, port: u16, patience: Duration) -> Vec<So
             Vec::new()
         }
     }
-}
-
-/// A host that is an address already.
-pub(crate) fn literal(host: &str, port: u16) -> Option<SocketAddr> {
-    host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, port))
 }
 
 /// Races the addresses: each gets a head start over the next, the first connection wins, the others are dropped.
@@ -222,34 +206,12 @@ async fn connect(addrs: &[SocketAddr]) -> Result<TcpStream, DialError> {
         match ended {
             Some(Ok(Ok(stream))) => return Ok(stream),
             Some(Ok(Err(error))) => {
-                // "Refused" tells more than "this host has no IPv6".
-                if matches!(failure, DialError::Unresolved | DialError::Unreachable) {
-                    failure = dial_error(&error);
-                }
+                failure = tells_more(failure, dial_error(&error));
             }
             Some(Err(_)) => {}
             None if addrs.len() == 0 => return Err(failure),
             None => {}
         }
-    }
-}
-
-fn dial_error(error: &io::Error) -> DialError {
-    use io::ErrorKind as Kind;
-    if is_exhaustion(error) {
-        return DialError::Exhausted;
-    }
-    match error.kind() {
-        Kind::ConnectionRefused => DialError::Refused,
-        Kind::NotFound => DialError::NotFound,
-        Kind::TimedOut => DialError::TimedOut,
-        Kind::PermissionDenied => DialError::PermissionDenied,
-        Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown | Kind::AddrNotAvailable => {
-            DialError::Unreachable
-        }
-        Kind::OutOfMemory => DialError::Exhausted,
-        Kind::Unsupported => DialError::Unsupported,
-        _ => DialError::Other,
     }
 }
 
@@ -268,15 +230,8 @@ struct Name {
 impl Names {
     /// The addresses if no look-up is needed.
     pub(crate) fn get(&self, host: &str, port: u16) -> Option<Vec<SocketAddr>> {
-        if let Some(addr) = literal(host, port) {
-            return Some(vec![addr]);
-        }
-        if host.eq_ignore_ascii_case("localhost") {
-            // RFC 6761, section 6.3: never asked of a server. IPv4 first, as UDP cannot tell that the other is meant.
-            return Some(vec![
-                (Ipv4Addr::LOCALHOST, port).into(),
-                (Ipv6Addr::LOCALHOST, port).into(),
-            ]);
+        if let Some(addrs) = well_known(host, port) {
+            return Some(addrs);
         }
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let name = known.get(host).filter(|name| name.is_fresh())?;
@@ -319,17 +274,6 @@ impl Name {
     }
 }
 
-fn with_port(addrs: &[SocketAddr], port: u16) -> Vec<SocketAddr> {
-    addrs
-        .iter()
-        .map(|addr| {
-            let mut addr = *addr;
-            addr.set_port(port);
-            addr
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -361,14 +305,6 @@ mod tests {
         handlers.retain(|name| name != "old");
         assert!(driver.dial("new").is_ok() && driver.dial("newer").is_ok());
         assert_eq!(driver.dial("old").unwrap_err(), DialError::Unsupported);
-    }
-
-    #[tokio::test]
-    async fn literals_and_localhost_need_no_look_up() {
-        let names = Names::default();
-        assert_eq!(names.get("::1", 7), Some(vec!["[::1]:7".parse().unwrap()]));
-        assert_eq!(names.get("LocalHost", 7).unwrap().len(), 2);
-        assert_eq!(names.get("portal.invalid", 7), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,20 +10,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use portal_adapter::listener::{Accepting, Pause};
+use portal_adapter::stream::Then;
+use portal_adapter::table::Table;
+use portal_adapter::tunnel::{Outbox, Received, Tunnel};
+use portal_adapter::turn::Budget;
+use portal_adapter::udp::MAX_DATAGRAM;
+use portal_adapter::{Settings, Stats};
 use portal_core::{ListenerId, Machine, StreamId, UdpId, UdpSocketRef};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::dial::{Handlers, Names, Report};
 use crate::handle::{CALL_QUEUE, Call, Events, Handle, Shared};
-use crate::listener::{Accepting, Listener, Pause};
-use crate::settings::Settings;
-use crate::stats::Stats;
-use crate::stream::{Stream, Then};
-use crate::table::Table;
+use crate::listener::Listener;
+use crate::stream::Stream;
 use crate::timer::{self, Timer};
-use crate::tunnel::{Outbox, Received, Tunnel};
-use crate::udp::{MAX_DATAGRAM, Udp};
+use crate::udp::{Held, Udp};
 use crate::wake::{Source, Token};
 
 /// After this many sockets the machine is drained: enough that the packets of several streams share a train.
@@ -43,7 +46,7 @@ pub struct Driver<M: Machine> {
     pub(crate) budget: Budget,
     /// Sockets to visit, in order.
     pub(crate) work: VecDeque<Token>,
-    pub(crate) tunnel: Tunnel,
+    pub(crate) tunnel: Tunnel<Held>,
     pub(crate) outbox: Outbox,
     pub(crate) listeners: Table<ListenerId, Public>,
     pub(crate) streams: Table<StreamId, Slot>,
@@ -106,39 +109,6 @@ pub(crate) struct Stopping {
     patience_ends: Instant,
 }
 
-/// What is left of a turn's bounds. A turn of this size takes a few milliseconds. Small turns are cheap: the yield after
-/// one costs about one `epoll_wait`.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    pub(crate) visits: usize,
-    pub(crate) stream_bytes: usize,
-    pub(crate) received: usize,
-    pub(crate) sent: usize,
-    pub(crate) trains: usize,
-    pub(crate) actions: usize,
-    /// A bound was reached while work was left.
-    pub(crate) exhausted: bool,
-}
-
-impl Budget {
-    fn new() -> Self {
-        Self {
-            visits: 256,
-            stream_bytes: 1024 * 1024,
-            received: 512,
-            sent: 1024,
-            trains: 128,
-            actions: 2048,
-            exhausted: false,
-        }
-    }
-
-    /// Whether no more sockets are to be visited in this turn.
-    fn is_spent(&self) -> bool {
-        self.visits == 0 || self.stream_bytes == 0 || self.received == 0
-    }
-}
-
 impl<M: Machine> Driver<M> {
     /// Takes the machine and the bound socket of its tunnel. Nothing happens until [`Driver::run`].
     ///
@@ -154,9 +124,10 @@ impl<M: Machine> Driver<M> {
         handlers: Handlers,
     ) -> io::Result<(Self, Handle<M>, Events<M::Event>)> {
         let shared = Arc::new(Shared::default());
-        let tunnel = Tunnel::new(tunnel, &settings, Source::new(&shared.ready, Token::Tunnel))?;
+        let source = Source::new(&shared.ready, Token::Tunnel);
+        let tunnel = Tunnel::new(tunnel, &settings, |socket| Held::new(socket, source))?;
         let mut work = VecDeque::new();
-        tunnel.source.queue(&mut work);
+        tunnel.socket.source.queue(&mut work);
         let (calls_in, calls) = mpsc::channel(CALL_QUEUE);
         let (events, events_out) = mpsc::channel(settings.event_queue.max(1));
         let driver = Self {
@@ -165,7 +136,7 @@ impl<M: Machine> Driver<M> {
             settings,
             handlers,
             now: timer::now(),
-            budget: Budget::new(),
+            budget: Budget::default(),
             work,
             tunnel,
             listeners: Table::new(),
@@ -190,10 +161,8 @@ impl<M: Machine> Driver<M> {
     }
 
     /// Where the tunnel's socket is bound.
-    ///
-    /// # Errors
-    /// If the system does not say.
-    pub fn tunnel_addr(&self) -> io::Result<SocketAddr> {
+    #[must_use]
+    pub fn tunnel_addr(&self) -> SocketAddr {
         self.tunnel.local_addr()
     }
 
@@ -212,7 +181,7 @@ impl<M: Machine> Driver<M> {
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         self.stats.turns += 1;
         self.now = timer::now();
-        self.budget = Budget::new();
+        self.budget = Budget::default();
         self.shared.ready.take(cx.waker(), &mut self.work);
 
         if self.deadline.is_some_and(|at| at <= self.now) {
@@ -344,7 +313,7 @@ impl<M: Machine> Driver<M> {
                         machine.handle_socket(now, datagram(socket, from, payload));
                     });
                     if visit.again {
-                        udp.source.queue(&mut self.work);
+                        udp.source().queue(&mut self.work);
                     }
                     self.budget.took_datagrams(visit.datagrams);
                 }
@@ -355,11 +324,12 @@ impl<M: Machine> Driver<M> {
     fn visit_tunnel(&mut self) {
         let (machine, now) = (&mut self.machine, self.now);
         let before = self.stats.tunnel_rx_datagrams;
+        self.tunnel.socket.source.visited();
         let received = self.tunnel.visit(&mut self.stats, |path, batch, stride| {
             machine.handle_datagram(now, path, batch, stride);
         });
         if received == Received::Again {
-            self.tunnel.source.queue(&mut self.work);
+            self.tunnel.socket.source.queue(&mut self.work);
         }
         let datagrams = self.stats.tunnel_rx_datagrams - before;
         self.budget.took_datagrams(datagrams as usize);
@@ -373,7 +343,7 @@ impl<M: Machine> Driver<M> {
         self.budget.stream_bytes = self.budget.stream_bytes.saturating_sub(visit.moved);
         match visit.then {
             Then::Wait => {}
-            Then::Again => stream.source.queue(&mut self.work),
+            Then::Again => stream.source().queue(&mut self.work),
             Then::Drop => {
                 self.streams.remove(id);
                 self.freed = true;
@@ -391,7 +361,7 @@ impl<M: Machine> Driver<M> {
                     machine.handle_socket(now, datagram(socket, from, payload));
                 });
                 if visit.again {
-                    udp.source.queue(&mut self.work);
+                    udp.source().queue(&mut self.work);
                 }
                 self.budget.took_datagrams(visit.datagrams);
             }
@@ -399,7 +369,7 @@ impl<M: Machine> Driver<M> {
                 let (streams, ready, work) = (&mut self.streams, &self.shared.ready, &mut self.work);
                 let accepting = listener.visit(machine, now, id, &mut self.stats, |id, socket| {
                     let stream = Stream::new(socket, Source::new(ready, Token::Stream(id)));
-                    stream.source.queue(work);
+                    stream.source().queue(work);
                     streams.insert(id, Slot::Open(stream));
                 });
                 match accepting {
@@ -420,12 +390,6 @@ impl<M: Machine> Driver<M> {
                 }
             }
         }
-    }
-}
-
-impl Budget {
-    fn took_datagrams(&mut self, count: usize) {
-        self.received = self.received.saturating_sub(count);
     }
 }
 

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use portal_adapter::Stats;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::stats::Stats;
 use crate::wake::ReadyList;
 
 /// How many calls may wait for the driver; callers beyond that wait to get in.

@@ -48,25 +48,17 @@
 //! ```
 
 mod actions;
-mod addr;
-mod bind;
 mod dial;
 mod driver;
 mod handle;
 mod listener;
 pub mod service;
-mod settings;
-mod stats;
 mod stream;
-mod table;
 mod timer;
-mod tunnel;
 mod udp;
 mod wake;
 
-pub use bind::{bind_udp, usable};
 pub use dial::Handlers;
 pub use driver::{Driver, Finished};
 pub use handle::{Events, Handle, Stopped};
-pub use settings::Settings;
-pub use stats::Stats;
+pub use portal_adapter::{Settings, Stats, bind_udp, usable};

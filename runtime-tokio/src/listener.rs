@@ -3,32 +3,16 @@
 use std::io;
 use std::net::SocketAddr;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use portal_adapter::addr::canonical;
+use portal_adapter::listener::{Accepting, VISIT_ACCEPTS, is_exhaustion};
+use portal_adapter::{Stats, stream};
 use portal_core::{ListenerId, Machine, StreamId};
-use socket2::{Domain, Protocol, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::addr::canonical;
-use crate::settings::Settings;
-use crate::stats::Stats;
 use crate::stream::Socket;
 use crate::wake::Source;
-
-/// Connections the kernel keeps for us until they are accepted; it takes the smaller of this and its own limit.
-const BACKLOG: i32 = 4096;
-
-/// How many connections one listener may hand over in a visit.
-const VISIT_ACCEPTS: usize = 64;
-
-/// How long to wait when descriptors or memory have run out, unless a descriptor is closed before.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// How often to speak of it.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Between two probes of a visitor that does not answer.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// A bound TCP listener.
 #[derive(Debug)]
@@ -37,43 +21,10 @@ pub(crate) struct Listener {
     pub(crate) source: Source,
 }
 
-/// Why a visit of a listener ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Accepting {
-    /// Nobody is waiting.
-    Done,
-    /// The bound was reached.
-    Again,
-    /// No descriptor or memory is left. The kernel does not report those that wait a second time, so somebody has to
-    /// come back.
-    Exhausted,
-}
-
-/// Binds a TCP listener; `[::]` takes IPv4 too.
-pub(crate) fn bind(addr: SocketAddr, settings: &Settings) -> io::Result<TcpListener> {
-    let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    // Otherwise a restart has to wait for the old connections' TIME-WAIT to pass.
-    socket.set_reuse_address(true)?;
-    if addr.is_ipv6() {
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
-    }
-    // Accepted sockets inherit both options, on Linux at least, which spares two calls for each.
-    socket.set_tcp_nodelay(true)?;
-    if let Some(idle) = settings.tcp_keepalive {
-        let keepalive = TcpKeepalive::new()
-            .with_time(idle)
-            .with_interval(KEEPALIVE_INTERVAL.min(idle));
-        socket.set_tcp_keepalive(&keepalive)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
 impl Listener {
-    pub(crate) fn new(socket: TcpListener, source: Source) -> Self {
-        Self { socket, source }
+    pub(crate) fn new(socket: std::net::TcpListener, source: Source) -> io::Result<Self> {
+        let socket = TcpListener::from_std(socket)?;
+        Ok(Self { socket, source })
     }
 
     /// Offers waiting connections to the machine; what it takes goes to `keep`.
@@ -102,15 +53,14 @@ impl Listener {
                 stats.accept_errors += 1;
                 continue;
             };
-            let socket = Socket::Tcp(stream);
             match machine.accept(now, id, canonical(remote), local) {
-                Some(stream) => {
+                Some(id) => {
                     stats.accepted += 1;
-                    keep(stream, socket);
+                    keep(id, Socket::Tcp(stream));
                 }
                 None => {
                     stats.refused += 1;
-                    socket.reset_on_drop();
+                    stream::reset_on_drop(&stream);
                 }
             }
         }
@@ -124,77 +74,4 @@ fn prepare(stream: &TcpStream) -> io::Result<SocketAddr> {
         stream.set_nodelay(true)?;
     }
     stream.local_addr().map(canonical)
-}
-
-/// Whether the system has run out of something that will come back.
-pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-    )
-}
-
-/// Accepting rests because the system has run out of descriptors or memory.
-#[derive(Debug, Default)]
-pub(crate) struct Pause {
-    until: Option<Instant>,
-    logged: Option<Instant>,
-}
-
-impl Pause {
-    pub(crate) fn begin(&mut self, now: Instant, stats: &mut Stats) {
-        if self.until.is_none() {
-            stats.emfile_pauses += 1;
-        }
-        self.until = Some(now + PAUSE);
-        if self.logged.is_none_or(|at| now >= at + LOG_INTERVAL) {
-            self.logged = Some(now);
-            tracing::warn!(
-                pauses = stats.emfile_pauses,
-                "no descriptors or memory left to accept connections: visitors wait; raise the limit of open files"
-            );
-        }
-    }
-
-    pub(crate) fn until(&self) -> Option<Instant> {
-        self.until
-    }
-
-    /// Ends the pause if it is time, or if `freed` says that a descriptor was closed. True once.
-    pub(crate) fn end(&mut self, now: Instant, freed: bool) -> bool {
-        self.until.take_if(|until| freed || now >= *until).is_some()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn accepted_sockets_inherit_their_options() {
-        let listener = bind("[::]:0".parse().unwrap(), &Settings::default())
-            .or_else(|_| bind("0.0.0.0:0".parse().unwrap(), &Settings::default()))
-            .unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        let (accepted, remote) = listener.accept().await.unwrap();
-        let local = prepare(&accepted).unwrap();
-        assert!(accepted.nodelay().unwrap());
-        assert!(socket2::SockRef::from(&accepted).keepalive().unwrap());
-        assert_eq!(local, client.peer_addr().unwrap());
-        assert_eq!(canonical(remote), client.local_addr().unwrap());
-    }
-
-    #[test]
-    fn a_pause_ends_in_time_or_with_a_closed_descriptor() {
-        let (now, mut stats, mut pause) = (Instant::now(), Stats::default(), Pause::default());
-        assert!(!pause.end(now, true), "there is none");
-        pause.begin(now, &mut stats);
-        assert!(!pause.end(now, false));
-        assert!(pause.end(now + PAUSE, false));
-        assert!(!pause.end(now + PAUSE, false));
-        pause.begin(now, &mut stats);
-        assert!(pause.end(now, true));
-        assert_eq!(stats.emfile_pauses, 2);
-    }
 }

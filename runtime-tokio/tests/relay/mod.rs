@@ -9,6 +9,8 @@ pub struct TestRelay {
     pub uri: RelayUri,
     /// Where HTTP visitors come in.
     pub http: std::net::SocketAddr,
+    /// What it gives out.
+    pub ports: std::ops::RangeInclusive<u16>,
     handle: Handle<Relay>,
     running: tokio::task::JoinHandle<()>,
     _events: Events<RelayEvent>,
@@ -16,12 +18,21 @@ pub struct TestRelay {
 
 impl TestRelay {
     pub async fn start() -> Self {
-        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        Self::start_at(any, any, Access::Open).await
+        Self::start_for(Access::Open).await
     }
 
-    /// With its tunnel at `udp`, and HTTP visitors at `http`.
-    pub async fn start_at(udp: std::net::SocketAddr, http: std::net::SocketAddr, access: Access) -> Self {
+    pub async fn start_for(access: Access) -> Self {
+        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::start_at(any, any, ports_of_its_own(), access).await
+    }
+
+    /// With its tunnel at `udp`, HTTP visitors at `http`, and these ports to give out.
+    pub async fn start_at(
+        udp: std::net::SocketAddr,
+        http: std::net::SocketAddr,
+        ports: std::ops::RangeInclusive<u16>,
+        access: Access,
+    ) -> Self {
         let socket = std::net::UdpSocket::bind(udp).unwrap();
         let secret = SecretKey::from_bytes([1; 32]);
         let uri = RelayUri {
@@ -31,7 +42,7 @@ impl TestRelay {
         };
         let mut config = RelayConfig::new(secret, [1; 32], "localhost".into());
         config.http = Some(http);
-        config.ports = Some(44_000..=45_999);
+        config.ports = Some(ports.clone());
         config.ports_ip = [127, 0, 0, 1].into();
         config.access = access;
         let now = tokio::time::Instant::now().into_std();
@@ -52,6 +63,7 @@ impl TestRelay {
         Self {
             uri,
             http,
+            ports,
             handle,
             running,
             _events: events,
@@ -84,4 +96,12 @@ impl TestRelay {
         assert!(head.starts_with("HTTP/1.1 200 "), "{answer}");
         body.to_owned()
     }
+}
+
+/// Ports that no other relay of this process has, below those that the system gives out by itself.
+fn ports_of_its_own() -> std::ops::RangeInclusive<u16> {
+    static RELAYS: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+    let number = RELAYS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let first = 21_000 + 50 * number;
+    first..=first + 49
 }

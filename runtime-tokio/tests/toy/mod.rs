@@ -478,7 +478,7 @@ impl Running {
     pub(crate) fn start_with(toy: Toy, tunnel: &str, settings: Settings, handlers: Handlers) -> Self {
         let tunnel = std::net::UdpSocket::bind(tunnel).unwrap();
         let (driver, handle, events) = Driver::new(toy, tunnel, settings, handlers).unwrap();
-        let tunnel = driver.tunnel_addr().unwrap();
+        let tunnel = driver.tunnel_addr();
         Self {
             handle,
             events,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Sizes and patience of a [`Driver`](crate::Driver).
+/// Sizes and patience of a driver.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Receive buffers of the tunnel's socket, 64 KiB each, 1 to 32: how many trains one `recvmmsg` can take.

@@ -7,48 +7,50 @@ use std::task::Poll;
 use portal_core::{Path, TransmitBatch};
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::SockRef;
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
 
 use crate::addr;
 use crate::settings::Settings;
 use crate::stats::Stats;
-use crate::wake::Source;
+use crate::udp::Datagrams;
 
 /// The longest train the kernel joins; a buffer must hold it, for what is cut off is lost unseen.
 const RECEIVE_BUFFER: usize = 64 * 1024;
 
 /// The most a train may hold over IPv6; over IPv4 it is 20 bytes more.
-pub(crate) const TRAIN_BYTES: usize = 65_487;
+const TRAIN_BYTES: usize = 65_487;
 
 /// After so many errors in a row, receiving gives other sockets their turn.
 const MAX_ERRORS: usize = 8;
 
 /// The socket and its offloads.
 #[derive(Debug)]
-pub(crate) struct Tunnel {
-    socket: UdpSocket,
+pub struct Tunnel<S> {
+    /// The socket as the runtime holds it.
+    pub socket: S,
     state: UdpSocketState,
     is_v6: bool,
     max_segments: usize,
     buffers: Box<[u8]>,
-    pub(crate) source: Source,
+    local: SocketAddr,
 }
 
 /// A train on its way out, and how far it has come.
 #[derive(Debug)]
-pub(crate) struct Outbox {
-    pub(crate) batch: TransmitBatch,
+pub struct Outbox {
+    /// The train.
+    pub batch: TransmitBatch,
     /// The first segment that was not sent yet.
     next: usize,
     /// There is a train to be sent.
-    pub(crate) full: bool,
+    pub full: bool,
     /// The socket was full; counted once for each train.
     blocked: bool,
 }
 
 impl Outbox {
-    pub(crate) fn new(max_segments: usize) -> Self {
+    /// With room for the longest train, of at most so many datagrams.
+    #[must_use]
+    pub fn new(max_segments: usize) -> Self {
         Self {
             batch: TransmitBatch::new(max_segments, TRAIN_BYTES),
             next: 0,
@@ -58,7 +60,7 @@ impl Outbox {
     }
 
     /// Marks the train as filled by the machine and not sent.
-    pub(crate) fn filled(&mut self) {
+    pub fn filled(&mut self) {
         self.next = 0;
         self.full = true;
         self.blocked = false;
@@ -78,64 +80,73 @@ impl Outbox {
     }
 
     /// The datagrams one by one, for sockets without GSO.
-    pub(crate) fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+    pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
         (0..self.batch.segments()).map(|segment| self.part(segment, 1).0)
     }
 }
 
 /// Why a visit of the tunnel's socket ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Received {
+pub enum Received {
     /// Nothing is waiting.
     Done,
     /// There may be more.
     Again,
 }
 
-impl Tunnel {
-    pub(crate) fn new(socket: std::net::UdpSocket, settings: &Settings, source: Source) -> io::Result<Self> {
+impl<S: Datagrams> Tunnel<S> {
+    /// Prepares a bound socket, which `hold` then registers with the runtime.
+    ///
+    /// # Errors
+    /// If the socket's options or its registration are refused.
+    pub fn new(
+        socket: std::net::UdpSocket,
+        settings: &Settings,
+        hold: impl FnOnce(std::net::UdpSocket) -> io::Result<S>,
+    ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        let is_v6 = socket.local_addr()?.is_ipv6();
+        let local = socket.local_addr()?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         if let Some(bytes) = settings.tunnel_socket_buffer {
             request_buffers(&socket, bytes);
         }
         let buffers = settings.receive_buffers.clamp(1, BATCH_SIZE);
         Ok(Self {
-            socket: UdpSocket::from_std(socket)?,
+            socket: hold(socket)?,
             state,
-            is_v6,
+            is_v6: local.is_ipv6(),
             max_segments: settings.gso_segments.clamp(1, 64),
             buffers: vec![0; buffers * RECEIVE_BUFFER].into_boxed_slice(),
-            source,
+            local: addr::canonical(local),
         })
     }
 
     /// Where the socket is bound.
-    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr().map(addr::canonical)
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
     }
 
     /// How many datagrams a train may have now.
-    pub(crate) fn max_segments(&self) -> usize {
+    #[must_use]
+    pub fn max_segments(&self) -> usize {
         self.max_segments.min(self.state.max_gso_segments())
     }
 
     /// Receives once and hands each train to `take`.
     ///
     /// A call that fills fewer buffers than it was given has emptied the socket (Linux), and the next arrival is
-    /// reported: tokio's readiness is cleared without a call that would say "would block".
-    pub(crate) fn visit(&mut self, stats: &mut Stats, mut take: impl FnMut(Path, &mut [u8], usize)) -> Received {
-        self.source.visited();
+    /// reported: the readiness is cleared without a call that would say "would block".
+    pub fn visit(&mut self, stats: &mut Stats, mut take: impl FnMut(Path, &mut [u8], usize)) -> Received {
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
         for _ in 0..MAX_ERRORS {
             let mut chunks = self.buffers.chunks_exact_mut(RECEIVE_BUFFER);
             let room = chunks.len();
             let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
                 std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-            let (socket, state) = (&self.socket, &self.state);
+            let state = &self.state;
             let mut short = None;
-            let result = socket.try_io(Interest::READABLE, || {
+            let result = self.socket.try_read(|socket| {
                 let n = state.recv(UdpSockRef::from(socket), &mut slices[..room], &mut metas)?;
                 if n < room && cfg!(any(target_os = "linux", target_os = "android")) {
                     short = Some(n);
@@ -170,9 +181,9 @@ impl Tunnel {
             if !drained {
                 return Received::Again;
             }
-            return match self.socket.poll_recv_ready(&mut self.source.context()) {
-                Poll::Pending => Received::Done,
-                Poll::Ready(_) => Received::Again,
+            return match self.socket.is_readable() {
+                false => Received::Done,
+                true => Received::Again,
             };
         }
         Received::Again
@@ -181,7 +192,7 @@ impl Tunnel {
     /// Sends what is left of a train. Pending if the socket is full: what is left stays and goes first later.
     ///
     /// Whatever else fails loses datagrams, as networks do; it is counted and never fatal.
-    pub(crate) fn send(&mut self, outbox: &mut Outbox, stats: &mut Stats) -> Poll<()> {
+    pub fn send(&mut self, outbox: &mut Outbox, stats: &mut Stats) -> Poll<()> {
         let segments = outbox.batch.segments();
         let Some(path) = outbox.batch.destination().and_then(|to| to.path) else {
             outbox.full = false;
@@ -224,14 +235,12 @@ impl Tunnel {
                     stats.tunnel_tx_datagrams += count as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    match self.socket.poll_send_ready(&mut self.source.context()) {
-                        Poll::Pending => {
-                            let first = !std::mem::replace(&mut outbox.blocked, true);
-                            stats.tunnel_tx_blocked += u64::from(first);
-                            return Poll::Pending;
-                        }
-                        Poll::Ready(_) => continue,
+                    if self.socket.is_writable() {
+                        continue;
                     }
+                    let first = !std::mem::replace(&mut outbox.blocked, true);
+                    stats.tunnel_tx_blocked += u64::from(first);
+                    return Poll::Pending;
                 }
                 Err(error) if is_refused_argument(&error) && count > 1 && self.max_segments() < count => {
                     // No GSO on the way out; quinn-udp has noticed and lowered its limit. Once more in smaller parts.
@@ -250,10 +259,10 @@ impl Tunnel {
         Poll::Ready(())
     }
 
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_io(Interest::WRITABLE, || {
-            self.state.try_send(UdpSockRef::from(&self.socket), transmit)
-        })
+    fn try_send(&mut self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let state = &self.state;
+        self.socket
+            .try_write(|socket| state.try_send(UdpSockRef::from(socket), transmit))
     }
 
     /// quinn-udp takes "invalid argument" as the end of GSO; if something else was invalid, it starts anew.

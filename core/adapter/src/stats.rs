@@ -1,8 +1,7 @@
 //! What the runtime counts.
 
-/// Counters of one [`Driver`](crate::Driver) since it was made, as of the end of its last turn.
+/// Counters of one driver since it was made, as of the end of its last turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Stats {
     /// TCP connections handed to the machine and taken by it.
     pub accepted: u64,

@@ -1,0 +1,48 @@
+//! The bounds of one turn of a driver.
+
+/// What is left of a turn's bounds. A turn of this size takes a few milliseconds. Small turns are cheap: looking for new
+/// readiness after one costs about one system call.
+#[derive(Debug)]
+pub struct Budget {
+    /// Sockets that may be visited.
+    pub visits: usize,
+    /// Bytes that streams may move.
+    pub stream_bytes: usize,
+    /// Datagrams that may be received.
+    pub received: usize,
+    /// Datagrams of the tunnel that may be sent, and in how many trains.
+    pub sent: usize,
+    /// See [`Budget::sent`].
+    pub trains: usize,
+    /// Actions that may be carried out.
+    pub actions: usize,
+    /// A bound was reached while work was left.
+    pub exhausted: bool,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            visits: 256,
+            stream_bytes: 1024 * 1024,
+            received: 512,
+            sent: 1024,
+            trains: 128,
+            actions: 2048,
+            exhausted: false,
+        }
+    }
+}
+
+impl Budget {
+    /// Whether no more sockets are to be visited in this turn.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.visits == 0 || self.stream_bytes == 0 || self.received == 0
+    }
+
+    /// Takes off datagrams that were received.
+    pub fn took_datagrams(&mut self, count: usize) {
+        self.received = self.received.saturating_sub(count);
+    }
+}
