@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::stream::Socket;
+use crate::socket::Kernel;
 
 type Handler = Arc<dyn Fn(UnixStream) -> Result<(), DialError> + Send + Sync>;
 
@@ -69,12 +69,12 @@ impl Handlers {
     }
 
     /// Connects to a handler. Never waits.
-    pub(crate) fn dial(&self, name: &str) -> Result<Socket, DialError> {
+    pub(crate) fn dial(&self, name: &str) -> Result<Kernel, DialError> {
         let handler = self.read().get(name).cloned().ok_or(DialError::Unsupported)?;
         let (ours, theirs) = UnixStream::pair().map_err(|error| dial_error(&error))?;
         // Not under the lock: a handler may change the set.
         handler(theirs)?;
-        Ok(Socket::Unix(ours))
+        Ok(Kernel::Unix(ours))
     }
 
     fn read(&self) -> RwLockReadGuard<'_, HashMap<String, Handler>> {
@@ -97,7 +97,7 @@ impl fmt::Debug for Handlers {
 pub(crate) enum Report {
     Dialed {
         stream: StreamId,
-        result: Result<Socket, DialError>,
+        result: Result<Kernel, DialError>,
     },
     DialedUdp {
         socket: UdpId,
@@ -108,20 +108,22 @@ pub(crate) enum Report {
         port: u16,
         addrs: Vec<SocketAddr>,
     },
+    /// It was not wanted any more.
+    CalledOff,
 }
 
 /// Connects to a host.
-pub(crate) async fn dial_host(names: Names, host: String, port: u16, patience: Duration) -> Result<Socket, DialError> {
+pub(crate) async fn dial_host(names: Names, host: String, port: u16, patience: Duration) -> Result<Kernel, DialError> {
     let dial = async {
         let addrs = names.resolve(&host, port).await;
         connect(&addrs).await
     };
     let stream = timeout(patience, dial).await.map_err(|_| DialError::TimedOut)??;
-    Ok(Socket::Tcp(stream))
+    Ok(Kernel::Tcp(stream))
 }
 
 /// Connects to a Unix socket.
-pub(crate) async fn dial_unix(path: &Path, patience: Duration) -> Result<Socket, DialError> {
+pub(crate) async fn dial_unix(path: &Path, patience: Duration) -> Result<Kernel, DialError> {
     let dial = async {
         let mut pause = UNIX_RETRY;
         loop {
@@ -135,7 +137,7 @@ pub(crate) async fn dial_unix(path: &Path, patience: Duration) -> Result<Socket,
         }
     };
     match timeout(patience, dial).await {
-        Ok(Ok(stream)) => Ok(Socket::Unix(stream)),
+        Ok(Ok(stream)) => Ok(Kernel::Unix(stream)),
         Ok(Err(error)) => Err(dial_error(&error)),
         Err(_) => Err(DialError::TimedOut),
     }

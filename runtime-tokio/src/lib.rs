@@ -6,20 +6,11 @@
 //!
 //! # A turn
 //!
-//! The future wakes, does one *turn* and sleeps again:
-//!
-//! 1. the clock is read, once; a deadline that is due is honoured. First, so that no busy socket delays a timer;
-//! 2. what came from outside: calls of a [`Handle`], a shutdown, dials and look-ups that ended;
-//! 3. the machine is drained: transmits, then actions, as its contract says;
-//! 4. the sockets that are ready, in the order they became so, each up to its own bound; the machine is drained after
-//!    each batch of the tunnel and after every few other sockets, so that its queues stay short while trains stay long;
-//! 5. the timer is set to the machine's deadline.
-//!
-//! Nothing inside a turn waits. Dials and look-ups are tasks of their own and report back; a socket that would block is
-//! left until its waker puts it on the ready list (module `wake`). A turn is bounded in sockets visited, bytes
-//! moved, datagrams received and sent; when a bound is reached, what is left keeps its place in the queue, and the
-//! driver yields in a way that lets tokio look for new readiness before it goes on. tokio's own cooperative budget is
-//! switched off for the driver: it counts operations on single sockets and would make thousands of them look blocked.
+//! The future wakes, does one turn of a [`portal_adapter::engine::Engine`] and sleeps again. Nothing inside a turn waits.
+//! Dials and look-ups are tasks of their own and report back; a socket that would block is left until its waker puts it on
+//! the ready list (module `wake`). When a bound of the turn is reached, the driver yields in a way that lets tokio look for
+//! new readiness before it goes on. tokio's own cooperative budget is switched off for the driver: it counts operations on
+//! single sockets and would make thousands of them look blocked.
 //!
 //! # The end
 //!
@@ -47,15 +38,13 @@
 //! # }
 //! ```
 
-mod actions;
 mod dial;
 mod driver;
 mod handle;
-mod listener;
 pub mod service;
-mod stream;
+mod socket;
+mod system;
 mod timer;
-mod udp;
 mod wake;
 
 pub use dial::Handlers;

@@ -8,16 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Wake, Waker};
 
-use portal_core::{ListenerId, StreamId, UdpId};
-
-/// Names a socket of the driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Token {
-    Tunnel,
-    Listener(ListenerId),
-    Stream(StreamId),
-    Local(UdpId),
-}
+use portal_adapter::system::Token;
 
 /// What has become ready since the driver last looked.
 #[derive(Debug, Default)]
@@ -127,6 +118,8 @@ impl Wake for Inner {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
+
+    use portal_core::StreamId;
 
     use super::*;
 

@@ -3,8 +3,7 @@
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 /// The form the machine sees: an IPv4 address is one, also when it came through a dual-stack socket.
-#[must_use]
-pub fn canonical(addr: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
     match addr {
         SocketAddr::V4(_) => addr,
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
@@ -15,8 +14,7 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
 }
 
 /// The form a socket of this family takes; `None` if it cannot send there.
-#[must_use]
-pub fn for_socket(addr: SocketAddr, socket_is_v6: bool) -> Option<SocketAddr> {
+pub(crate) fn for_socket(addr: SocketAddr, socket_is_v6: bool) -> Option<SocketAddr> {
     match (addr, socket_is_v6) {
         (SocketAddr::V4(v4), true) => Some(SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())),
         (SocketAddr::V6(_), false) => None,
@@ -26,8 +24,7 @@ pub fn for_socket(addr: SocketAddr, socket_is_v6: bool) -> Option<SocketAddr> {
 
 /// The source address for a datagram to `remote`, in the form a socket of this family takes. `None` leaves the choice to
 /// the kernel.
-#[must_use]
-pub fn source(local: Option<IpAddr>, remote: SocketAddr, socket_is_v6: bool) -> Option<IpAddr> {
+pub(crate) fn source(local: Option<IpAddr>, remote: SocketAddr, socket_is_v6: bool) -> Option<IpAddr> {
     let local = local?;
     if local.is_unspecified() || local.is_multicast() || local.is_ipv4() != remote.is_ipv4() {
         return None;

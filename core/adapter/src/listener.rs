@@ -2,15 +2,17 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 
+use crate::addr::canonical;
 use crate::settings::Settings;
 use crate::stats::Stats;
 
 /// How many connections one listener may hand over in a visit.
-pub const VISIT_ACCEPTS: usize = 64;
+pub(crate) const VISIT_ACCEPTS: usize = 64;
 
 /// Connections the kernel keeps for us until they are accepted; it takes the smaller of this and its own limit.
 const BACKLOG: i32 = 4096;
@@ -28,7 +30,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// If the system refuses.
-pub fn bind(addr: SocketAddr, settings: &Settings) -> io::Result<TcpListener> {
+pub(crate) fn bind(addr: SocketAddr, settings: &Settings) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     // Otherwise a restart has to wait for the old connections' TIME-WAIT to pass.
     socket.set_reuse_address(true)?;
@@ -51,7 +53,7 @@ pub fn bind(addr: SocketAddr, settings: &Settings) -> io::Result<TcpListener> {
 
 /// Why a visit of a listener ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accepting {
+pub(crate) enum Accepting {
     /// Nobody is waiting.
     Done,
     /// The bound was reached.
@@ -61,9 +63,21 @@ pub enum Accepting {
     Exhausted,
 }
 
+/// The address that a visitor connected to.
+///
+/// # Errors
+/// If the connection is gone already.
+pub(crate) fn local_addr(socket: &impl AsFd) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(socket);
+    if !cfg!(any(target_os = "linux", target_os = "android")) {
+        socket.set_tcp_nodelay(true)?;
+    }
+    let addr = socket.local_addr()?.as_socket();
+    addr.map(canonical).ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
 /// Whether the system has run out of something that will come back.
-#[must_use]
-pub fn is_exhaustion(error: &io::Error) -> bool {
+pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
@@ -72,14 +86,14 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
 
 /// Accepting rests because the system has run out of descriptors or memory.
 #[derive(Debug, Default)]
-pub struct Pause {
+pub(crate) struct Pause {
     until: Option<Instant>,
     logged: Option<Instant>,
 }
 
 impl Pause {
     /// Begins one, or prolongs it.
-    pub fn begin(&mut self, now: Instant, stats: &mut Stats) {
+    pub(crate) fn begin(&mut self, now: Instant, stats: &mut Stats) {
         if self.until.is_none() {
             stats.emfile_pauses += 1;
         }
@@ -94,13 +108,12 @@ impl Pause {
     }
 
     /// When it is over; `None` if there is none.
-    #[must_use]
-    pub fn until(&self) -> Option<Instant> {
+    pub(crate) fn until(&self) -> Option<Instant> {
         self.until
     }
 
     /// Ends the pause if it is time, or if `freed` says that a descriptor was closed. True once.
-    pub fn end(&mut self, now: Instant, freed: bool) -> bool {
+    pub(crate) fn end(&mut self, now: Instant, freed: bool) -> bool {
         self.until.take_if(|until| freed || now >= *until).is_some()
     }
 }
@@ -110,7 +123,6 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
-    use crate::addr::canonical;
 
     #[test]
     fn accepted_sockets_inherit_their_options() {

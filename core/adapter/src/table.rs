@@ -3,7 +3,7 @@
 use portal_core::{ListenerId, StreamId, UdpId};
 
 /// An identity with a dense index.
-pub trait Id: Copy + Eq {
+pub(crate) trait Id: Copy + Eq {
     /// It.
     fn index(self) -> usize;
 }
@@ -28,21 +28,14 @@ impl Id for UdpId {
 
 /// What is held under each identity. An outdated identity of the same index finds nothing.
 #[derive(Debug)]
-pub struct Table<I, T> {
+pub(crate) struct Table<I, T> {
     slots: Vec<Option<(I, T)>>,
     live: usize,
 }
 
-impl<I: Id, T> Default for Table<I, T> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl<I: Id, T> Table<I, T> {
     /// An empty table.
-    #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             slots: Vec::new(),
             live: 0,
@@ -50,24 +43,17 @@ impl<I: Id, T> Table<I, T> {
     }
 
     /// How many are held.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.live
     }
 
-    /// Whether none is held.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.live == 0
-    }
-
     /// What is held at an index now, and under which identity.
-    pub fn at(&mut self, index: usize) -> Option<(I, &mut T)> {
+    pub(crate) fn at(&mut self, index: usize) -> Option<(I, &mut T)> {
         self.slots.get_mut(index)?.as_mut().map(|(id, value)| (*id, value))
     }
 
     /// What is held under `id`.
-    pub fn get_mut(&mut self, id: I) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, id: I) -> Option<&mut T> {
         match self.slots.get_mut(id.index()) {
             Some(Some((held, value))) if *held == id => Some(value),
             _ => None,
@@ -75,7 +61,7 @@ impl<I: Id, T> Table<I, T> {
     }
 
     /// Puts `value` under `id`. What an older identity of this index still held is dropped.
-    pub fn insert(&mut self, id: I, value: T) {
+    pub(crate) fn insert(&mut self, id: I, value: T) {
         if self.slots.len() <= id.index() {
             self.slots.resize_with(id.index() + 1, || None);
         }
@@ -85,7 +71,7 @@ impl<I: Id, T> Table<I, T> {
     }
 
     /// Takes out what is held under `id`.
-    pub fn remove(&mut self, id: I) -> Option<T> {
+    pub(crate) fn remove(&mut self, id: I) -> Option<T> {
         let slot = self.slots.get_mut(id.index())?;
         if slot.as_ref().is_none_or(|(held, _)| *held != id) {
             return None;
@@ -95,12 +81,12 @@ impl<I: Id, T> Table<I, T> {
     }
 
     /// All, by index.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (I, &mut T)> {
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (I, &mut T)> {
         self.slots.iter_mut().flatten().map(|(id, value)| (*id, value))
     }
 
     /// Drops those that `keep` does not want.
-    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
         for slot in &mut self.slots {
             if slot.as_ref().is_some_and(|(_, value)| !keep(value)) {
                 *slot = None;

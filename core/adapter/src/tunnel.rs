@@ -24,9 +24,9 @@ const MAX_ERRORS: usize = 8;
 
 /// The socket and its offloads.
 #[derive(Debug)]
-pub struct Tunnel<S> {
+pub(crate) struct Tunnel<S> {
     /// The socket as the runtime holds it.
-    pub socket: S,
+    pub(crate) socket: S,
     state: UdpSocketState,
     is_v6: bool,
     max_segments: usize,
@@ -36,21 +36,20 @@ pub struct Tunnel<S> {
 
 /// A train on its way out, and how far it has come.
 #[derive(Debug)]
-pub struct Outbox {
+pub(crate) struct Outbox {
     /// The train.
-    pub batch: TransmitBatch,
+    pub(crate) batch: TransmitBatch,
     /// The first segment that was not sent yet.
     next: usize,
     /// There is a train to be sent.
-    pub full: bool,
+    pub(crate) full: bool,
     /// The socket was full; counted once for each train.
     blocked: bool,
 }
 
 impl Outbox {
     /// With room for the longest train, of at most so many datagrams.
-    #[must_use]
-    pub fn new(max_segments: usize) -> Self {
+    pub(crate) fn new(max_segments: usize) -> Self {
         Self {
             batch: TransmitBatch::new(max_segments, TRAIN_BYTES),
             next: 0,
@@ -60,7 +59,7 @@ impl Outbox {
     }
 
     /// Marks the train as filled by the machine and not sent.
-    pub fn filled(&mut self) {
+    pub(crate) fn filled(&mut self) {
         self.next = 0;
         self.full = true;
         self.blocked = false;
@@ -80,14 +79,14 @@ impl Outbox {
     }
 
     /// The datagrams one by one, for sockets without GSO.
-    pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
         (0..self.batch.segments()).map(|segment| self.part(segment, 1).0)
     }
 }
 
 /// Why a visit of the tunnel's socket ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Received {
+pub(crate) enum Received {
     /// Nothing is waiting.
     Done,
     /// There may be more.
@@ -99,7 +98,7 @@ impl<S: Datagrams> Tunnel<S> {
     ///
     /// # Errors
     /// If the socket's options or its registration are refused.
-    pub fn new(
+    pub(crate) fn new(
         socket: std::net::UdpSocket,
         settings: &Settings,
         hold: impl FnOnce(std::net::UdpSocket) -> io::Result<S>,
@@ -122,14 +121,12 @@ impl<S: Datagrams> Tunnel<S> {
     }
 
     /// Where the socket is bound.
-    #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
+    pub(crate) fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
     /// How many datagrams a train may have now.
-    #[must_use]
-    pub fn max_segments(&self) -> usize {
+    pub(crate) fn max_segments(&self) -> usize {
         self.max_segments.min(self.state.max_gso_segments())
     }
 
@@ -137,7 +134,7 @@ impl<S: Datagrams> Tunnel<S> {
     ///
     /// A call that fills fewer buffers than it was given has emptied the socket (Linux), and the next arrival is
     /// reported: the readiness is cleared without a call that would say "would block".
-    pub fn visit(&mut self, stats: &mut Stats, mut take: impl FnMut(Path, &mut [u8], usize)) -> Received {
+    pub(crate) fn visit(&mut self, stats: &mut Stats, mut take: impl FnMut(Path, &mut [u8], usize)) -> Received {
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
         for _ in 0..MAX_ERRORS {
             let mut chunks = self.buffers.chunks_exact_mut(RECEIVE_BUFFER);
@@ -192,7 +189,7 @@ impl<S: Datagrams> Tunnel<S> {
     /// Sends what is left of a train. Pending if the socket is full: what is left stays and goes first later.
     ///
     /// Whatever else fails loses datagrams, as networks do; it is counted and never fatal.
-    pub fn send(&mut self, outbox: &mut Outbox, stats: &mut Stats) -> Poll<()> {
+    pub(crate) fn send(&mut self, outbox: &mut Outbox, stats: &mut Stats) -> Poll<()> {
         let segments = outbox.batch.segments();
         let Some(path) = outbox.batch.destination().and_then(|to| to.path) else {
             outbox.full = false;

@@ -3,21 +3,21 @@
 /// What is left of a turn's bounds. A turn of this size takes a few milliseconds. Small turns are cheap: looking for new
 /// readiness after one costs about one system call.
 #[derive(Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// Sockets that may be visited.
-    pub visits: usize,
+    pub(crate) visits: usize,
     /// Bytes that streams may move.
-    pub stream_bytes: usize,
+    pub(crate) stream_bytes: usize,
     /// Datagrams that may be received.
-    pub received: usize,
+    pub(crate) received: usize,
     /// Datagrams of the tunnel that may be sent, and in how many trains.
-    pub sent: usize,
+    pub(crate) sent: usize,
     /// See [`Budget::sent`].
-    pub trains: usize,
+    pub(crate) trains: usize,
     /// Actions that may be carried out.
-    pub actions: usize,
+    pub(crate) actions: usize,
     /// A bound was reached while work was left.
-    pub exhausted: bool,
+    pub(crate) exhausted: bool,
 }
 
 impl Default for Budget {
@@ -36,13 +36,12 @@ impl Default for Budget {
 
 impl Budget {
     /// Whether no more sockets are to be visited in this turn.
-    #[must_use]
-    pub fn is_spent(&self) -> bool {
+    pub(crate) fn is_spent(&self) -> bool {
         self.visits == 0 || self.stream_bytes == 0 || self.received == 0
     }
 
     /// Takes off datagrams that were received.
-    pub fn took_datagrams(&mut self, count: usize) {
+    pub(crate) fn took_datagrams(&mut self, count: usize) {
         self.received = self.received.saturating_sub(count);
     }
 }
