@@ -8,8 +8,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use portal_adapter::engine::Engine;
-use portal_adapter::{Settings, Stats};
+use portal_adapter::Settings;
+use portal_adapter::engine::{Engine, Finished};
 use portal_core::Machine;
 use tokio::sync::mpsc;
 
@@ -30,18 +30,6 @@ pub struct Driver<M: Machine> {
     shutdowns: usize,
     calls: Option<mpsc::Receiver<Call<M>>>,
     timer: Timer,
-}
-
-/// How a driver ended.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Finished<M> {
-    /// The machine, for a last look.
-    pub machine: M,
-    /// Everything had ended; `false` if patience or a second shutdown ended it.
-    pub clean: bool,
-    /// The final counters.
-    pub stats: Stats,
 }
 
 impl<M: Machine> Driver<M> {
@@ -82,11 +70,8 @@ impl<M: Machine> Driver<M> {
     pub async fn run(mut self) -> Finished<M> {
         let clean = tokio::task::unconstrained(poll_fn(|cx| self.turn(cx))).await;
         self.shared.publish(&self.engine.stats);
-        Finished {
-            machine: self.engine.machine,
-            clean,
-            stats: self.engine.stats,
-        }
+        let (machine, stats) = self.engine.into_parts();
+        Finished { machine, clean, stats }
     }
 
     /// One turn; ready, with whether all was finished, when the driver has come to its end.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use portal_adapter::Stats;
+use portal_adapter::engine::Stopped;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::wake::ReadyList;
@@ -21,11 +22,6 @@ pub struct Handle<M> {
     calls: mpsc::Sender<Call<M>>,
     shared: Arc<Shared>,
 }
-
-/// The driver has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the runtime has stopped")]
-pub struct Stopped;
 
 impl<M> Handle<M> {
     pub(crate) fn new(calls: mpsc::Sender<Call<M>>, shared: Arc<Shared>) -> Self {

@@ -48,6 +48,7 @@ mod timer;
 mod wake;
 
 pub use dial::Handlers;
-pub use driver::{Driver, Finished};
-pub use handle::{Events, Handle, Stopped};
+pub use driver::Driver;
+pub use handle::{Events, Handle};
+pub use portal_adapter::engine::{Finished, Stopped};
 pub use portal_adapter::{Settings, Stats, bind_udp, usable};

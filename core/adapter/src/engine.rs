@@ -162,6 +162,11 @@ impl<M: Machine, S: System<Event = M::Event>> Engine<M, S> {
         self.now
     }
 
+    /// The machine, for a last look, and what was counted.
+    pub fn into_parts(self) -> (M, Stats) {
+        (self.machine, self.stats)
+    }
+
     /// Starts a turn.
     pub fn begin_turn(&mut self, now: Instant) {
         self.stats.turns += 1;
@@ -210,6 +215,14 @@ impl<M: Machine, S: System<Event = M::Event>> Engine<M, S> {
         }
     }
 
+    /// The look-up that is under way for a local UDP socket.
+    pub fn dial_udp_mut(&mut self, id: UdpId) -> Option<&mut S::DialUdp> {
+        match self.locals.get_mut(id) {
+            Some(Local::Opening(dial)) => Some(dial),
+            _ => None,
+        }
+    }
+
     /// Takes in that a local UDP socket is open or cannot be.
     pub fn dialed_udp(&mut self, id: UdpId, result: Result<std::net::UdpSocket, portal_core::DialError>) {
         if let Some(Local::Opening(_)) = self.locals.get_mut(id) {
@@ -222,9 +235,9 @@ impl<M: Machine, S: System<Event = M::Event>> Engine<M, S> {
         self.feed(SocketEvent::Resolved { host, addrs });
     }
 
-    /// The socket of a token that the kernel reports as ready.
-    pub fn socket(&mut self, token: Token) -> Option<Socket<'_, S>> {
-        Some(match token {
+    /// The socket of a token that the kernel reports as ready, and the queue of those to visit.
+    pub fn socket(&mut self, token: Token) -> Option<(Socket<'_, S>, &mut VecDeque<Token>)> {
+        let socket = match token {
             Token::Tunnel => Socket::Datagrams(&mut self.tunnel.socket),
             Token::Listener(id) => match self.listeners.get_mut(id)? {
                 Public::Tcp(listener) => Socket::Listener(listener),
@@ -238,7 +251,8 @@ impl<M: Machine, S: System<Event = M::Event>> Engine<M, S> {
                 Local::Opening(_) => return None,
                 Local::Open(udp) => Socket::Datagrams(&mut udp.held),
             },
-        })
+        };
+        Some((socket, &mut self.queue))
     }
 
     /// The stream, or dial, that has this index now.
@@ -423,6 +437,22 @@ impl<M: Machine, S: System<Event = M::Event>> Engine<M, S> {
         }
     }
 }
+
+/// How a driver ended.
+#[derive(Debug)]
+pub struct Finished<M> {
+    /// The machine, for a last look.
+    pub machine: M,
+    /// Everything had ended; `false` if patience or a second shutdown ended it.
+    pub clean: bool,
+    /// The final counters.
+    pub stats: Stats,
+}
+
+/// The driver has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the runtime has stopped")]
+pub struct Stopped;
 
 /// A socket as the runtime holds it.
 pub enum Socket<'a, S: System> {

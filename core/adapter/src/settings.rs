@@ -42,3 +42,16 @@ impl Default for Settings {
         }
     }
 }
+
+impl Settings {
+    /// For a machine where every megabyte counts: less is received at once. The kernel's buffers of the tunnel's socket
+    /// hold memory only while they hold datagrams.
+    #[must_use]
+    pub fn small() -> Self {
+        Self {
+            receive_buffers: 2,
+            tunnel_socket_buffer: Some(1024 * 1024),
+            ..Self::default()
+        }
+    }
+}
