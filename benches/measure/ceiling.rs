@@ -25,7 +25,7 @@ const TRANSFER: usize = 64 << 20;
 const FLOOD: usize = 1_000_000;
 
 /// Runs it. Without a cgroup of its own it is skipped, with the reason.
-pub async fn hold(build: &Build) -> io::Result<bool> {
+pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
     let group = match Group::new() {
         Ok(group) => group,
         Err(error) => {

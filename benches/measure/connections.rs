@@ -9,7 +9,7 @@ use crate::portal::{Build, Pair, Usage, mib, settle};
 use crate::target::{echo, request, visit};
 
 /// What both ends hold while nothing happens, and how large the program is.
-pub fn idle(builds: &[Build]) -> io::Result<()> {
+pub(crate) fn idle(builds: &[Build]) -> io::Result<()> {
     println!("| build | stripped binary MiB | relay idle RSS MiB (own) | agent idle RSS MiB (own) |");
     println!("|---|---|---|---|");
     for build in builds {
@@ -38,7 +38,7 @@ const LEFT: u64 = 8 * 1024 * 1024;
 const MEMORY: &str = "256M";
 
 /// Connections that have carried one small request and are idle now.
-pub async fn many(builds: &[Build]) -> io::Result<bool> {
+pub(crate) async fn many(builds: &[Build]) -> io::Result<bool> {
     println!(
         "| build | connections | relay RSS MiB | agent RSS MiB | after closing: relay, agent (idle before) | held |"
     );

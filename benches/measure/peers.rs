@@ -20,7 +20,7 @@ const BUSY: f64 = 0.005;
 const WATCH: Duration = Duration::from_secs(60);
 
 /// The agents run here, on a thread each; only the relay is measured.
-pub fn many(builds: &[Build]) -> io::Result<bool> {
+pub(crate) fn many(builds: &[Build]) -> io::Result<bool> {
     println!("| build | agents | they cost the relay MiB | idle, a share of a core | held |");
     println!("|---|---|---|---|---|");
     let mut all_held = true;

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 /// A build of portal.
 #[derive(Clone, Debug)]
-pub struct Build {
-    pub path: PathBuf,
+pub(crate) struct Build {
+    pub(crate) path: PathBuf,
     /// What `portal --version` says.
-    pub name: String,
+    pub(crate) name: String,
 }
 
 impl Build {
-    pub fn new(path: &Path) -> io::Result<Self> {
+    pub(crate) fn new(path: &Path) -> io::Result<Self> {
         let output = Command::new(path).arg("--version").output()?;
         let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         Ok(Self {
@@ -27,7 +27,7 @@ impl Build {
     }
 
     /// How large it is without its symbols. `None` without `strip`.
-    pub fn stripped_size(&self) -> Option<u64> {
+    pub(crate) fn stripped_size(&self) -> Option<u64> {
         let directory = tempfile::tempdir().ok()?;
         let stripped = directory.path().join("portal");
         let done = Command::new("strip")
@@ -41,27 +41,27 @@ impl Build {
 }
 
 /// A running relay or agent. It is killed when this is dropped.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     /// Its first line on stdout: a relay's URI, an agent's public address.
-    pub line: String,
+    pub(crate) line: String,
     _home: Option<tempfile::TempDir>,
 }
 
 /// What a process uses.
 #[derive(Clone, Copy, Debug)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Resident memory in bytes.
-    pub resident: u64,
+    pub(crate) resident: u64,
     /// The part of it that is its own.
-    pub anonymous: u64,
+    pub(crate) anonymous: u64,
     /// Seconds of processor time since its start.
-    pub cpu: f64,
+    pub(crate) cpu: f64,
 }
 
 impl Process {
     /// Starts portal with these arguments and waits for its first line. `within` is a cgroup's file of processes.
-    pub fn start(build: &Build, args: &[&str], within: Option<&Path>) -> io::Result<Self> {
+    pub(crate) fn start(build: &Build, args: &[&str], within: Option<&Path>) -> io::Result<Self> {
         let home = tempfile::tempdir()?;
         let mut command = match within {
             None => Command::new(&build.path),
@@ -97,7 +97,7 @@ impl Process {
         })
     }
 
-    pub fn usage(&self) -> io::Result<Usage> {
+    pub(crate) fn usage(&self) -> io::Result<Usage> {
         let process = PathBuf::from(format!("/proc/{}", self.child.id()));
         let status = fs::read_to_string(process.join("status"))?;
         let field = |name: &str| -> u64 {
@@ -119,7 +119,7 @@ impl Process {
         })
     }
 
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 }
@@ -132,21 +132,21 @@ impl Drop for Process {
 }
 
 /// A relay that serves everybody, and an agent with one TCP service.
-pub struct Pair {
-    pub relay: Process,
-    pub agent: Process,
+pub(crate) struct Pair {
+    pub(crate) relay: Process,
+    pub(crate) agent: Process,
     /// Where visitors come in.
-    pub port: u16,
+    pub(crate) port: u16,
     /// Where operators ask the relay.
-    pub admin: u16,
+    pub(crate) admin: u16,
     /// Its tunnel.
-    pub udp: u16,
+    pub(crate) udp: u16,
     _state: tempfile::TempDir,
 }
 
 impl Pair {
     /// Starts both for a target on loopback; `more` goes to both, and the relay into a cgroup if there is one.
-    pub fn start(build: &Build, target: u16, more: &[&str], within: Option<&Path>) -> io::Result<Self> {
+    pub(crate) fn start(build: &Build, target: u16, more: &[&str], within: Option<&Path>) -> io::Result<Self> {
         let state = tempfile::tempdir()?;
         let (udp, admin, first) = (port(1), port(1), port(4));
         let relay = Process::start(
@@ -207,7 +207,7 @@ impl Pair {
     }
 
     /// The relay's counters of refusals that are not zero, by name.
-    pub fn refusals(&self) -> io::Result<Vec<(String, f64)>> {
+    pub(crate) fn refusals(&self) -> io::Result<Vec<(String, f64)>> {
         use std::io::{Read, Write};
         let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.admin))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -230,14 +230,14 @@ impl Pair {
 }
 
 /// The first of so many ports in a row that nobody else here is given, below those of the system.
-pub fn port(count: u16) -> u16 {
+pub(crate) fn port(count: u16) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = std::process::id().wrapping_mul(97) as u16 % 5_000;
     12_000 + start + NEXT.fetch_add(count, Ordering::Relaxed)
 }
 
 /// Waits until memory has come to rest, or for so long.
-pub fn settle(process: &Process, patience: Duration) -> io::Result<Usage> {
+pub(crate) fn settle(process: &Process, patience: Duration) -> io::Result<Usage> {
     let start = Instant::now();
     let mut last = process.usage()?;
     loop {
@@ -251,6 +251,6 @@ pub fn settle(process: &Process, patience: Duration) -> io::Result<Usage> {
 }
 
 /// Bytes as MiB.
-pub fn mib(bytes: u64) -> String {
+pub(crate) fn mib(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / (1024.0 * 1024.0))
 }

@@ -26,7 +26,7 @@ struct Figures {
 }
 
 /// Prints medians, and their ratio to the first build's.
-pub async fn compare(builds: &[Build]) -> io::Result<()> {
+pub(crate) async fn compare(builds: &[Build]) -> io::Result<()> {
     let (echo, bulk) = (echo().await?, bulk().await?);
     let mut runs = vec![Vec::new(); builds.len()];
     for _ in 0..RUNS {

@@ -7,10 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// One small request, as large as its answer.
-pub const REQUEST: usize = 128;
+pub(crate) const REQUEST: usize = 128;
 
 /// Starts a server on loopback that sends back what it gets.
-pub async fn echo() -> io::Result<u16> {
+pub(crate) async fn echo() -> io::Result<u16> {
     let listener = listener()?;
     let port = listener.local_addr()?.port();
     tokio::spawn(async move {
@@ -35,7 +35,7 @@ pub async fn echo() -> io::Result<u16> {
 
 /// Starts a server that reads a number of bytes, sends as many, and says how long that took by the end of the stream:
 /// negative numbers are read from, positive ones written to the visitor.
-pub async fn bulk() -> io::Result<u16> {
+pub(crate) async fn bulk() -> io::Result<u16> {
     let listener = listener()?;
     let port = listener.local_addr()?.port();
     tokio::spawn(async move {
@@ -67,7 +67,7 @@ async fn serve_bulk(mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// Connects as the visitor of this number; each thousand has an address of its own.
-pub async fn visit(port: u16, number: usize) -> io::Result<TcpStream> {
+pub(crate) async fn visit(port: u16, number: usize) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     let source = Ipv4Addr::new(127, 0, 1, (number / 1000 + 1) as u8);
     socket.set_reuseaddr(true)?;
@@ -78,7 +78,7 @@ pub async fn visit(port: u16, number: usize) -> io::Result<TcpStream> {
 }
 
 /// One small request and its answer.
-pub async fn request(stream: &mut TcpStream) -> io::Result<()> {
+pub(crate) async fn request(stream: &mut TcpStream) -> io::Result<()> {
     let sent = [0x5a; REQUEST];
     stream.write_all(&sent).await?;
     let mut back = [0; REQUEST];
