@@ -68,7 +68,7 @@ pub use machine::{
 };
 pub use node::{DEFAULT_MTU, Limits, StreamMut};
 pub use relay::{
-    Access, AgentSeen, Binding, Census, Grant, Ingress, LeaseStatus, PlainLease, PlainPeer, PlainPeerError, Relay,
-    RelayConfig, RelayEvent, RelayStatus, VisitorEnd,
+    Access, AgentSeen, Binding, Census, Grant, Ingress, Kept, LeaseStatus, PlainLease, PlainPeer, PlainPeerError,
+    Relay, RelayConfig, RelayEvent, RelayStatus, VisitorEnd,
 };
 pub use status::{Memory, Status, Traffic};

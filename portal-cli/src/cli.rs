@@ -24,6 +24,7 @@ pub(crate) use self::peer::{LeaseArgs, PeerArgs};
 pub(crate) use self::service::ServiceArgs;
 pub(crate) use self::status::{HealthArgs, StatusArgs};
 pub(crate) use self::wg_conf::WgConfArgs;
+use crate::runtime::VERSION;
 use crate::values::{ByteRate, Domain, Listen, MemorySize, PortRange, Switch};
 
 /// Puts a service that runs behind a NAT on a public address.
@@ -31,7 +32,7 @@ use crate::values::{ByteRate, Domain, Listen, MemorySize, PortRange, Switch};
 /// A relay on a machine with a public address and an agent next to the service keep one WireGuard tunnel between them,
 /// in user space: no root, no kernel module.
 #[derive(Debug, Parser)]
-#[command(name = "portal", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(name = "portal", version = VERSION, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) output: Output,

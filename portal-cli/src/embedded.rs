@@ -1,25 +1,23 @@
-//! A relay of the command's own, on loopback, on a thread of its own.
+//! A relay of the command's own, on loopback.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use portal_core::identity::SecretKey;
 use portal_core::uri::RelayUri;
 use portal_core::{Access, Ingress, Kind, Limits, Relay, RelayConfig, RelayEvent, Transport};
-use portal_runtime_tokio::{Driver, Handle, Handlers};
 
 use crate::failure::{Explain, Failure};
+use crate::keyfile;
+use crate::runtime::{self, Running, Servers};
 use crate::sockets::{self, BindError};
-use crate::{keyfile, process};
 
 /// A running relay that serves this machine only. It ends when this is dropped.
 pub(crate) struct Embedded {
     /// How the agent reaches it.
     pub(crate) uri: RelayUri,
-    handle: Handle<Relay>,
-    thread: Option<JoinHandle<()>>,
+    relay: Option<Running<Relay>>,
 }
 
 /// Where visitors come in unless told otherwise.
@@ -29,9 +27,6 @@ const HTTPS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443)
 const TRIES: u16 = 100;
 /// The ports of tcp and udp services.
 const PORTS: std::ops::RangeInclusive<u16> = 20_000..=20_999;
-
-/// The relay's machine said that it is ready, or why it cannot be.
-type Started = Result<(), BindError>;
 
 impl Embedded {
     /// Starts a relay for one service of this kind, with visitors at `http` if that is given.
@@ -66,72 +61,65 @@ impl Embedded {
                 config.ports_ip = loopback;
             }
         }
-        let (tell, started) = mpsc::channel::<(Handle<Relay>, Started)>();
-        let runtime = process::runtime()?;
-        let thread = std::thread::Builder::new()
-            .name("relay".into())
-            .spawn(move || {
-                runtime.block_on(run(config, socket, &tell));
-                process::end(runtime);
-            })
-            .map_err(EmbeddedError::Start)?;
-        let (handle, result) = started.recv().map_err(|_| EmbeddedError::Ended)?;
+        let waiting = usize::from(config.http.is_some()) + usize::from(config.https.is_some());
+        let (tell, started) = mpsc::channel();
+        let relay = Relay::new(Instant::now(), config);
+        let take = Starting { waiting, tell }.take();
+        let relay = runtime::start("relay", relay, socket, &Servers::default(), take).map_err(EmbeddedError::Start)?;
         let embedded = Self {
             uri,
-            handle,
-            thread: Some(thread),
+            relay: Some(relay),
         };
-        result?;
+        if waiting > 0 {
+            started.recv().map_err(|_| EmbeddedError::Ended)??;
+        }
         Ok(embedded)
     }
 }
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        // Twice: whoever drops it has no patience left.
-        self.handle.shutdown();
-        self.handle.shutdown();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if let Some(relay) = self.relay.take() {
+            // Whoever drops it has no patience left.
+            relay.end_at_once();
+            relay.join();
         }
     }
 }
 
-async fn run(config: RelayConfig, socket: std::net::UdpSocket, tell: &mpsc::Sender<(Handle<Relay>, Started)>) {
-    let mut waiting = usize::from(config.http.is_some()) + usize::from(config.https.is_some());
-    let relay = Relay::new(Instant::now(), config);
-    let (driver, handle, mut events) = match Driver::new(relay, socket, process::settings(), Handlers::new()) {
-        Ok(started) => started,
-        Err(error) => {
-            tracing::error!(%error, "starting the relay");
-            return;
-        }
-    };
-    if waiting == 0 {
-        let _ = tell.send((handle.clone(), Ok(())));
-    }
-    let running = driver.run();
-    tokio::pin!(running);
-    loop {
-        tokio::select! {
-            _ = &mut running => return,
-            Some(event) = events.recv() => match event {
-                RelayEvent::Listening { .. } if waiting > 0 => {
-                    waiting -= 1;
-                    if waiting == 0 {
-                        let _ = tell.send((handle.clone(), Ok(())));
-                    }
+/// What is awaited of a relay that starts.
+struct Starting {
+    /// Listeners that are not there yet.
+    waiting: usize,
+    /// Hears that all are, or why one cannot be.
+    tell: mpsc::Sender<Result<(), BindError>>,
+}
+
+impl Starting {
+    /// Takes the relay's events, those after its start too.
+    fn take(mut self) -> impl FnMut(Option<RelayEvent>) + Send {
+        move |event| match event {
+            Some(RelayEvent::Listening { .. }) if self.waiting > 0 => {
+                self.waiting -= 1;
+                if self.waiting == 0 {
+                    let _ = self.tell.send(Ok(()));
                 }
-                RelayEvent::ListenFailed { ingress, addr, error } => {
-                    let what = match ingress {
-                        Ingress::Http => "HTTP visitors",
-                        Ingress::Https => "TLS visitors",
-                    };
-                    let error = BindError { what, flag: "--http", transport: Transport::Tcp, addr, error };
-                    let _ = tell.send((handle.clone(), Err(error)));
-                }
-                event => tracing::debug!(?event, "embedded relay"),
-            },
+            }
+            Some(RelayEvent::ListenFailed { ingress, addr, error }) => {
+                let what = match ingress {
+                    Ingress::Http => "HTTP visitors",
+                    Ingress::Https => "TLS visitors",
+                };
+                let error = BindError {
+                    what,
+                    flag: "--http",
+                    transport: Transport::Tcp,
+                    addr,
+                    error,
+                };
+                let _ = self.tell.send(Err(error));
+            }
+            event => tracing::debug!(?event, "embedded relay"),
         }
     }
 }

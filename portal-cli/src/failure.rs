@@ -46,6 +46,14 @@ impl Failure {
         text.strip_prefix("error: ").unwrap_or(&text).to_owned()
     }
 
+    /// What to say if it was met while the files of a running program were read again.
+    pub(crate) fn as_kept(&self) -> String {
+        format!(
+            "what was to be read again cannot be used, so all stays as it is: {}",
+            self.as_problem()
+        )
+    }
+
     /// The code to end with.
     pub(crate) fn exit(&self) -> Exit {
         self.exit

@@ -1,7 +1,9 @@
 //! The program: `portal expose`, `portal agent`, `portal relay`, and what goes with them.
 
-#[cfg(not(feature = "tokio"))]
-compile_error!("choose a runtime: the feature \"tokio\"");
+#[cfg(not(any(feature = "tokio", feature = "mio")))]
+compile_error!("choose a runtime: the feature \"tokio\", which is the usual one, or \"mio\"");
+#[cfg(all(feature = "tokio", feature = "mio"))]
+compile_error!("choose one runtime: \"mio\" goes with --no-default-features");
 
 mod agent;
 mod cli;
@@ -11,10 +13,16 @@ mod config;
 mod embedded;
 mod failure;
 mod files;
+#[cfg(feature = "tokio")]
+mod folder;
+#[cfg(not(feature = "tokio"))]
+#[path = "folder/absent.rs"]
 mod folder;
 mod keyfile;
+mod notices;
 mod process;
 mod report;
+mod runtime;
 mod sockets;
 mod state;
 mod target;

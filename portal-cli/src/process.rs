@@ -1,27 +1,19 @@
-//! What belongs to the process as a whole: its runtime, its log, its limits, its signals.
+//! What belongs to the process as a whole: its log, its limits, its threads, its signals.
 
 use std::io::{self, IsTerminal as _};
 use std::panic;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
 
-use portal_runtime_tokio::Settings;
-use rustix::process::{Resource, Rlimit, getpid, getrlimit, kill_process, setrlimit};
-use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use tracing_subscriber::EnvFilter;
 
 use crate::failure::{Exit, Explain};
 use crate::report;
 
-/// Threads for what blocks: look-ups, files.
-const BLOCKING_THREADS: usize = 16;
-
-/// How long an end waits for open connections. Less than the 10 s after which `docker stop` kills; an idle browser holds
-/// its connection for minutes.
-const GRACE: Duration = Duration::from_secs(5);
-
-/// Events that may wait. More than one turn of a machine makes, or a flood of visitors would hide the binding of a name.
-const EVENTS: usize = 8192;
+/// The stack of a thread that only waits and hands on.
+const SMALL_STACK: usize = 256 * 1024;
 
 /// Without PORTAL_LOG. What concerns the user is printed by the commands themselves.
 const DEFAULT_LOG: &str = "warn,boringtun=off,smoltcp=off";
@@ -62,27 +54,15 @@ pub(crate) fn start_logging() -> Result<(), ProcessError> {
     Ok(())
 }
 
-/// The runtime of one machine: a single thread, as the machine is one.
-pub(crate) fn runtime() -> Result<Runtime, ProcessError> {
-    Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .build()
-        .map_err(ProcessError::Runtime)
-}
-
-/// How machines are driven here.
-pub(crate) fn settings() -> Settings {
-    Settings {
-        shutdown_grace: GRACE,
-        event_queue: EVENTS,
-        ..Settings::default()
-    }
-}
-
-/// Ends a runtime without waiting for a thread that is stuck in a file system or a resolver.
-pub(crate) fn end(runtime: Runtime) {
-    runtime.shutdown_timeout(Duration::from_millis(100));
+/// Starts a small thread that lasts: one that waits and hands on. Every page of its stack counts.
+pub(crate) fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    thread::Builder::new()
+        .name(name.into())
+        .stack_size(SMALL_STACK)
+        .spawn(work)
 }
 
 /// Takes as many file descriptors as the system grants: the soft limit is there for programs that use `select`.
@@ -99,57 +79,30 @@ pub(crate) fn raise_descriptor_limit() {
     }
 }
 
-/// The signals that ask the program to end.
-pub(crate) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
+/// What the system asks of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// To end.
+    End,
+    /// To read its files again.
+    Hangup,
 }
 
-impl Signals {
-    /// Takes them over from the system's default, which is to die.
-    pub(crate) fn new() -> Result<Self, ProcessError> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(ProcessError::Runtime)?,
-            terminate: signal(SignalKind::terminate()).map_err(ProcessError::Runtime)?,
-        })
-    }
-
-    /// Waits for the next.
-    pub(crate) async fn recv(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+/// Takes the signals over from the system's default, which is to die, and tells each; of hangups only if they are wanted.
+/// A hangup that is the terminal's own, sent as that was closed, asks the program to end.
+pub(crate) fn watch_signals(hangups: bool, tell: impl Fn(Signal) + Send + 'static) -> Result<(), ProcessError> {
+    let mut watched = vec![SIGINT, SIGTERM];
+    watched.extend(hangups.then_some(SIGHUP));
+    let mut signals = Signals::new(watched).map_err(ProcessError::Signals)?;
+    let on_terminal = io::stdin().is_terminal();
+    let watch = move || {
+        for signal in signals.forever() {
+            let reads_again = signal == SIGHUP && (!on_terminal || io::stdin().is_terminal());
+            tell(if reads_again { Signal::Hangup } else { Signal::End });
         }
-    }
-}
-
-/// The signal that asks a service to read its files again.
-pub(crate) struct Hangups {
-    hangup: Signal,
-    on_terminal: bool,
-}
-
-impl Hangups {
-    /// Takes it over from the system's default, which is to die.
-    pub(crate) fn new() -> Result<Self, ProcessError> {
-        Ok(Self {
-            hangup: signal(SignalKind::hangup()).map_err(ProcessError::Runtime)?,
-            on_terminal: io::stdin().is_terminal(),
-        })
-    }
-
-    /// Waits for the next. If it is the terminal's own, sent as that was closed, the program is asked to end instead.
-    pub(crate) async fn recv(&mut self) {
-        loop {
-            self.hangup.recv().await;
-            if !self.on_terminal || io::stdin().is_terminal() {
-                return;
-            }
-            if let Err(error) = kill_process(getpid(), rustix::process::Signal::TERM) {
-                tracing::warn!(%error, "the terminal is closed");
-            }
-        }
-    }
+    };
+    spawn("signals", watch).map_err(ProcessError::Signals)?;
+    Ok(())
 }
 
 /// Why the program cannot work here.
@@ -163,9 +116,12 @@ pub(crate) enum ProcessError {
         /// Why.
         error: String,
     },
-    /// The system grants no event queue.
-    #[error("starting the event loop: {0}")]
-    Runtime(io::Error),
+    /// The system lets no signals be taken.
+    #[error("waiting for signals: {0}")]
+    Signals(io::Error),
+    /// The system has no thread left.
+    #[error("starting a thread: {0}")]
+    Thread(io::Error),
 }
 
 impl Explain for ProcessError {
@@ -174,14 +130,14 @@ impl Explain for ProcessError {
             Self::Log { .. } => {
                 Some("use a level (warn, info, debug, trace), or levels by part: warn,portal_core=debug".into())
             }
-            Self::Runtime(_) => None,
+            Self::Signals(_) | Self::Thread(_) => None,
         }
     }
 
     fn exit(&self) -> Exit {
         match self {
             Self::Log { .. } => Exit::Misuse,
-            Self::Runtime(_) => Exit::Failed,
+            Self::Signals(_) | Self::Thread(_) => Exit::Failed,
         }
     }
 }

@@ -4,14 +4,15 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use portal_core::Transport;
-pub(crate) use portal_runtime_tokio::usable;
 
 use crate::failure::Explain;
+use crate::runtime;
+pub(crate) use crate::runtime::usable;
 
 /// Binds a UDP socket; one on `[::]` takes IPv4 as well, and falls back to it where the machine has no IPv6.
 pub(crate) fn bind_udp(addr: SocketAddr) -> Result<UdpSocket, BindError> {
     let addr = usable(addr);
-    portal_runtime_tokio::bind_udp(addr).map_err(|error| BindError {
+    runtime::bind_udp(addr).map_err(|error| BindError {
         what: "agents",
         flag: "--udp",
         transport: Transport::Udp,

@@ -239,6 +239,20 @@ impl Leases {
         self.names.len() + self.ports.len()
     }
 
+    /// The names and ports that belong to keys, leased now or not.
+    pub(crate) fn bindings(&self) -> impl Iterator<Item = Binding> {
+        let names = self.names.iter().map(|(name, &key)| Binding::Name {
+            name: name.clone(),
+            key,
+        });
+        let ports = self.ports.iter().map(|(&port, (key, service))| Binding::Port {
+            port,
+            key: *key,
+            service: service.clone(),
+        });
+        names.chain(ports)
+    }
+
     /// What the leases and bindings are charged in all.
     pub(crate) fn held(&self) -> usize {
         self.table.len() * LEASE_CHARGE + self.binding_count() * BINDING_CHARGE

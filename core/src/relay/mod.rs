@@ -3,6 +3,7 @@
 mod access;
 mod datagrams;
 mod ingress;
+mod kept;
 mod leases;
 mod plain;
 mod quotas;
@@ -38,6 +39,7 @@ use crate::wg::{PeerId, WgEvent};
 
 pub use self::access::{Access, Grant};
 pub use self::ingress::Ingress;
+pub use self::kept::Kept;
 pub use self::leases::Binding;
 pub use self::plain::{PlainLease, PlainPeer, PlainPeerError};
 pub use self::status::{AgentSeen, LeaseStatus, RelayStatus};

@@ -239,6 +239,11 @@ impl PlainPeers {
     pub(super) fn has(&self, peer: PeerId) -> bool {
         self.0.contains_key(&peer)
     }
+
+    /// Those that have a session.
+    pub(super) fn up(&self) -> impl Iterator<Item = PeerId> {
+        self.0.iter().filter(|(_, up)| **up).map(|(&peer, _)| peer)
+    }
 }
 
 impl Relay {

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Relay, RelayConfig};
+use super::{Binding, Relay, RelayConfig, RelayEvent};
 use crate::batch::TransmitBatch;
 use crate::budget::BufferClass;
 use crate::control::{Channel, Kind, PORT, ToAgent, ToRelay, VERSION};
 use crate::identity::SecretKey;
-use crate::machine::{Machine, Path};
+use crate::machine::{Action, Machine, Path};
 use crate::node::{Limits, Node};
 use crate::relay::{Access, Grant};
 use crate::stack::{FlowId, Owner};
@@ -21,6 +21,8 @@ struct Ends {
     relay: Relay,
     client: Node<(), ()>,
     peer: PeerId,
+    /// The relay's events.
+    told: Vec<RelayEvent>,
 }
 
 const RELAY: [u8; 32] = [1; 32];
@@ -28,10 +30,16 @@ const CLIENT: [u8; 32] = [2; 32];
 
 impl Ends {
     fn new() -> Self {
+        Self::with(Vec::new())
+    }
+
+    /// A relay that has these bindings from an earlier run.
+    fn with(bindings: Vec<Binding>) -> Self {
         let now = some_instant();
         let mut config = RelayConfig::new(SecretKey::from_bytes(RELAY), RELAY, "relay.test".into());
         config.access = Access::Open;
         config.ports = Some(20_000..=20_009);
+        config.bindings = bindings;
         let key = config.secret.public_key();
         let secret = SecretKey::from_bytes(CLIENT);
         let mut client = Node::new(now, &secret, config.mtu, &Limits::default(), false, CLIENT);
@@ -44,6 +52,7 @@ impl Ends {
             relay: Relay::new(now, config),
             client,
             peer,
+            told: Vec::new(),
         }
     }
 
@@ -58,7 +67,11 @@ impl Ends {
                 self.relay
                     .handle_datagram(self.now, path("192.0.2.7:40000"), &mut bytes, stride);
             }
-            while self.relay.poll_action().is_some() {}
+            while let Some(action) = self.relay.poll_action() {
+                if let Action::Event(event) = action {
+                    self.told.push(event);
+                }
+            }
             while self.relay.poll_transmit(self.now, &mut batch) {
                 let stride = batch.segment_size().unwrap_or(batch.contents().len());
                 self.client.handle_datagram(
@@ -163,4 +176,54 @@ fn a_lease_that_is_revoked_while_its_port_opens_is_refused() {
         matches!(&answers[..], [ToAgent::Welcome { .. }, ToAgent::Refused { id, .. }] if id == "db"),
         "{answers:?}"
     );
+}
+
+#[test]
+fn what_is_kept_is_what_was_told_and_what_was_given() {
+    let old = Binding::Name {
+        name: "old".into(),
+        key: SecretKey::from_bytes([9; 32]).public_key(),
+    };
+    let mut ends = Ends::with(vec![old.clone()]);
+    assert_eq!(ends.relay.kept().recent, []);
+    assert_eq!(ends.relay.kept().bindings, [old.clone()]);
+    let mut channel = Channel::new(ends.open_channel());
+    ends.run(50);
+    let hello = ToRelay::Hello {
+        version: VERSION,
+        agent: "by hand".into(),
+        caps: Vec::new(),
+        instance: 1,
+    };
+    let register = |id: &str, kind, port| ToRelay::Register {
+        id: id.into(),
+        kind,
+        name: None,
+        port,
+    };
+    let (any, asked) = (
+        register("db", Kind::Tcp, None),
+        register("dns", Kind::Udp, Some(20_003)),
+    );
+    for message in [hello, any, asked] {
+        let Node { stack, resources, .. } = &mut ends.client;
+        channel.send(stack, &mut resources.budget, &message).unwrap();
+    }
+    ends.run(50);
+    let mut told = vec![old];
+    let mut recent = Vec::new();
+    for event in &ends.told {
+        match event {
+            RelayEvent::Bound(binding) => told.push(binding.clone()),
+            RelayEvent::AgentAt { key, remote } => recent.push((*key, *remote)),
+            _ => {}
+        }
+    }
+    assert_eq!(told.len(), 3, "{told:?}");
+    let mut kept = ends.relay.kept();
+    kept.bindings.sort();
+    told.sort();
+    assert_eq!(kept.bindings, told);
+    assert_eq!(kept.recent.len(), 1);
+    assert_eq!(kept.recent.last(), recent.last());
 }

@@ -5,10 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use portal_core::{Agent, Status};
-use portal_runtime_tokio::Handle;
 
 use super::AgentKey;
 use crate::report::Console;
+use crate::runtime::Running;
 use crate::state::control::{Answer, ControlSocket, Request};
 
 /// How the sockets of agents are named whose key is not theirs alone, with the process id behind it.
@@ -32,13 +32,10 @@ pub(super) fn open(key: &AgentKey, console: &Console) -> Option<ControlSocket> {
     }
 }
 
-/// Answers for as long as the agent runs.
-pub(super) async fn answer(control: Option<ControlSocket>, handle: &Handle<Agent>) {
-    let Some(control) = control else {
-        return std::future::pending().await;
-    };
-    let act = async |request| match request {
-        Request::Status => match handle.call(|agent, now| agent.status(now)).await {
+/// What a running agent says.
+pub(super) fn answer(request: &Request, agent: &Running<Agent>) -> Answer {
+    match request {
+        Request::Status => match agent.call(|agent, now| agent.status(now)) {
             Ok(status) => Answer {
                 ok: true,
                 status: Some(Status::Agent(status)),
@@ -47,8 +44,7 @@ pub(super) async fn answer(control: Option<ControlSocket>, handle: &Handle<Agent
             Err(error) => Answer::failed(&error),
         },
         Request::Reload => Answer::failed(&"this is an agent: it has no grants"),
-    };
-    control.serve(act).await;
+    }
 }
 
 /// `agent.sock` for `agent.key`. Other names keep theirs in front, so that two keys never share a socket.

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use portal_core::names::{LabelError, check_label};
 use portal_core::tls::{TlsAcceptor, TlsConnector};
 use portal_core::{Kind, Service, Target};
-use portal_runtime_tokio::Handlers;
-use tokio::net::UnixStream;
 
 use crate::cli::ServiceArgs;
 use crate::failure::{Exit, Explain, Failure};
-use crate::folder::{Folder, FolderError};
+use crate::folder::Folder;
+use crate::runtime::Servers;
 use crate::target::{Offer, Place};
 use crate::tls::{self, Authority, CertificateFiles, Protocols};
 
@@ -120,16 +119,13 @@ impl Prepared {
     }
 
     /// Adds the server of its files, if it has one, to what the agent can dial.
-    pub(super) fn add_handler(&self, handlers: &Handlers) {
+    pub(super) fn add_server(&self, servers: &Servers) {
         if let Some(folder) = self.folder.clone() {
-            handlers.set(self.id(), move |connection: UnixStream| {
-                let folder = folder.clone();
-                tokio::spawn(async move { folder.serve(connection).await });
-            });
+            servers.set(self.id(), folder);
         }
     }
 
-    /// Whether it has a handler.
+    /// Whether it has a server.
     pub(super) fn is_served_here(&self) -> bool {
         self.folder.is_some()
     }
@@ -242,5 +238,3 @@ impl Explain for ServiceError {
         Exit::Misuse
     }
 }
-
-impl Explain for FolderError {}

@@ -5,7 +5,6 @@
 //! values of those flags, and then the command line is read as it would have been. Only the array tables of a file
 //! (`[[service]]`) have no flag; they are handed to the command, which reads each as if its entries were flags.
 
-mod again;
 mod document;
 mod error;
 mod schema;
@@ -16,7 +15,6 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 
-pub(crate) use self::again::read_at_hangup;
 use self::document::Document;
 pub(crate) use self::document::{Place, Table};
 pub(crate) use self::error::{ConfigError, LoadError};

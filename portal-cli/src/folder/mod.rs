@@ -39,6 +39,8 @@ use tokio::{
 };
 use tower_http::services::ServeFile;
 
+use crate::failure::Explain;
+
 use self::{
     open::{Opened, Refusal, Root},
     path::RequestPath,
@@ -202,6 +204,8 @@ pub(crate) enum FolderError {
         path: PathBuf,
     },
 }
+
+impl Explain for FolderError {}
 
 /// What a request's path leads to.
 enum Found {

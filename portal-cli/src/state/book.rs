@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use portal_core::identity::PublicKey;
-use portal_core::{Binding, RelayEvent};
+use portal_core::{Binding, Kept, RelayEvent};
 use serde::{Deserialize, Serialize};
 
 use super::{StateDir, StateError};
@@ -78,6 +78,30 @@ impl Book {
             RelayEvent::Bound(binding) => self.bind(binding.clone()),
             RelayEvent::AgentAt { key, remote } => self.agent_at(*key, *remote),
             _ => {}
+        }
+        self.bindings_changed || self.agents_changed
+    }
+
+    /// Whether there is something to be remembered of an event.
+    pub(crate) fn concerns(event: &RelayEvent) -> bool {
+        matches!(event, RelayEvent::Bound(_) | RelayEvent::AgentAt { .. })
+    }
+
+    /// Takes all that the relay itself knows, as if each was told just now. Tells whether there is something to write.
+    pub(crate) fn adopt(&mut self, kept: Kept) -> bool {
+        for binding in kept.bindings {
+            let known = match &binding {
+                Binding::Name { name, .. } => self.names.get(name),
+                Binding::Port { port, .. } => self.ports.get(port),
+            };
+            if known != Some(&binding) {
+                self.bind(binding);
+            }
+        }
+        for (key, remote) in kept.recent {
+            if self.agents.get(&key).is_none_or(|(_, known)| *known != remote) {
+                self.agent_at(key, remote);
+            }
         }
         self.bindings_changed || self.agents_changed
     }
@@ -219,5 +243,46 @@ mod tests {
         assert_eq!(book.recent().len(), MAX_AGENTS);
         assert!(book.agents.contains_key(&key(0)), "it was heard of again");
         assert!(!book.agents.contains_key(&key(1)));
+    }
+
+    #[test]
+    fn what_was_not_told_is_adopted_and_nothing_else_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::locate(Some(directory.path())).unwrap();
+        let mut book = state.book().unwrap();
+        let name = |label: &str, number| Binding::Name {
+            name: label.into(),
+            key: key(number),
+        };
+        let port = |number| Binding::Port {
+            port: 20000,
+            key: key(number),
+            service: "db".into(),
+        };
+        for event in [
+            RelayEvent::Bound(name("blog", 1)),
+            RelayEvent::Bound(port(1)),
+            at(1, 1),
+            at(2, 2),
+        ] {
+            assert!(Book::concerns(&event));
+            book.note(&event);
+        }
+        book.draft().write().unwrap();
+        let kept = |bindings, recent| Kept { bindings, recent };
+        let remote = |port: u16| ([192, 0, 2, 1], port).into();
+        let same = kept(vec![name("blog", 1), port(1)], vec![(key(1), remote(1))]);
+        assert!(!book.adopt(same), "nothing new, and an agent that has gone is no news");
+
+        let bindings = vec![name("blog", 1), name("shop", 3), port(3)];
+        assert!(book.adopt(kept(bindings.clone(), vec![(key(1), remote(9)), (key(3), remote(3))])));
+        book.draft().write().unwrap();
+        let again = state.book().unwrap();
+        assert_eq!(again.bindings(), bindings);
+        let mut recent = again.recent();
+        recent.sort();
+        let mut expected = vec![(key(1), remote(9)), (key(2), remote(2)), (key(3), remote(3))];
+        expected.sort();
+        assert_eq!(recent, expected);
     }
 }

@@ -2,18 +2,18 @@
 //! relay's state directory or beside the agent's key, one JSON line each way.
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream as StdStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use portal_core::Status;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
 
 use crate::failure::{Explain, full_disk};
+use crate::process;
 
 /// The name of the relay's socket in its state directory.
 pub(crate) const RELAY_SOCKET: &str = "portal.sock";
@@ -63,7 +63,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Asks whoever listens on a socket; `None` if nobody does.
 pub(crate) fn ask(path: &Path, request: &Request) -> Result<Option<Answer>, ControlError> {
-    let mut stream = match StdStream::connect(path) {
+    let mut stream = match UnixStream::connect(path) {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);
@@ -114,28 +114,35 @@ impl ControlSocket {
         }
     }
 
-    /// Answers until the future that this is part of ends, one caller at a time.
-    pub(crate) async fn serve(&self, mut act: impl AsyncFnMut(Request) -> Answer) {
-        loop {
-            if let Err(error) = self.serve_one(&mut act).await {
-                tracing::debug!(%error, "control socket");
-                // Should accepting fail on and on, it must not take the processor.
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
-    }
-
-    /// Waits for the next request and for what `act` makes of it, and answers.
-    async fn serve_one(&self, act: &mut impl AsyncFnMut(Request) -> Answer) -> io::Result<()> {
-        let (mut stream, _) = self.listener.accept().await?;
-        let request = tokio::time::timeout(PATIENCE, receive(&mut stream)).await??;
-        let answer = match request {
-            Ok(request) => act(request).await,
-            Err(error) => Answer::failed(&format!("this portal does not understand that: {error}")),
+    /// Answers on a thread of its own, one caller at a time, what `act` makes of each request; until it makes nothing of
+    /// one, because the program ends.
+    pub(crate) fn serve(
+        &self,
+        mut act: impl FnMut(Request) -> Option<Answer> + Send + 'static,
+    ) -> Result<(), ControlError> {
+        let serve = |listener: UnixListener| {
+            process::spawn("control", move || {
+                loop {
+                    match serve_one(&listener, &mut act) {
+                        Ok(true) => {}
+                        Ok(false) => return,
+                        Err(error) => {
+                            tracing::debug!(%error, "control socket");
+                            // Should accepting fail on and on, it must not take the processor.
+                            thread::sleep(Duration::from_millis(10));
+                        }
+                    }
+                }
+            })
         };
-        let mut line = serde_json::to_vec(&answer)?;
-        line.push(b'\n');
-        tokio::time::timeout(PATIENCE, stream.write_all(&line)).await?
+        match self.listener.try_clone().and_then(serve) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(ControlError {
+                step: OPENING,
+                path: self.path.clone(),
+                source,
+            }),
+        }
     }
 }
 
@@ -187,12 +194,60 @@ impl Explain for ControlError {
     }
 }
 
-async fn receive(stream: &mut UnixStream) -> io::Result<serde_json::Result<Request>> {
+/// Waits for the next request and for what `act` makes of it, and answers. Tells whether it made something of it.
+fn serve_one(listener: &UnixListener, act: &mut impl FnMut(Request) -> Option<Answer>) -> io::Result<bool> {
+    let (stream, _) = listener.accept()?;
     let mut line = String::new();
-    tokio::io::BufReader::new(stream.take(MAX_REQUEST))
-        .read_line(&mut line)
-        .await?;
-    Ok(serde_json::from_str(&line))
+    BufReader::new(Hasty::new(&stream).take(MAX_REQUEST)).read_line(&mut line)?;
+    let answer = match serde_json::from_str(&line) {
+        Ok(request) => match act(request) {
+            Some(answer) => answer,
+            None => return Ok(false),
+        },
+        Err(error) => Answer::failed(&format!("this portal does not understand that: {error}")),
+    };
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    Hasty::new(&stream).write_all(&line)?;
+    Ok(true)
+}
+
+/// A stream whose other end has a bounded time for all that it is read from it, or written to it.
+struct Hasty<'a> {
+    stream: &'a UnixStream,
+    until: Instant,
+}
+
+impl<'a> Hasty<'a> {
+    fn new(stream: &'a UnixStream) -> Self {
+        let until = Instant::now() + PATIENCE;
+        Self { stream, until }
+    }
+
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left => Ok(Some(left)),
+        }
+    }
+}
+
+impl Read for Hasty<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Hasty<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn temporary(path: &Path) -> io::Result<PathBuf> {
@@ -212,14 +267,15 @@ fn remove(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
 
-    #[tokio::test]
-    async fn asked_and_answered() {
+    #[test]
+    fn asked_and_answered() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(RELAY_SOCKET);
         assert_eq!(ask(&path, &Request::Reload).unwrap(), None, "no relay");
         // A relay that was killed leaves its socket.
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(UnixListener::bind(&path).unwrap());
         assert_eq!(ask(&path, &Request::Reload).unwrap(), None, "a dead relay");
 
         let socket = ControlSocket::bind(path.clone()).unwrap();
@@ -228,43 +284,61 @@ mod tests {
             ok: true,
             ..Answer::default()
         };
-        let asked = tokio::task::spawn_blocking({
-            let path = path.clone();
-            move || ask(&path, &Request::Status)
-        });
+        let (tell, asked) = mpsc::channel();
+        let answer = done.clone();
         socket
-            .serve_one(&mut async |request| {
-                assert_eq!(request, Request::Status);
-                done.clone()
+            .serve(move |request| {
+                tell.send(request).unwrap();
+                Some(answer.clone())
             })
-            .await
             .unwrap();
-        assert_eq!(asked.await.unwrap().unwrap(), Some(done));
+        assert_eq!(ask(&path, &Request::Status).unwrap(), Some(done));
+        assert_eq!(asked.recv(), Ok(Request::Status));
 
-        let mut stranger = StdStream::connect(&path).unwrap();
+        let mut stranger = UnixStream::connect(&path).unwrap();
         stranger.write_all(b"{\"do\":\"dance\"}\n").unwrap();
-        socket.serve_one(&mut async |_| unreachable!()).await.unwrap();
         let mut said = String::new();
         stranger.read_to_string(&mut said).unwrap();
         assert!(said.contains("does not understand"), "{said}");
+        assert!(asked.try_recv().is_err(), "nobody was asked to dance");
 
         drop(socket);
         assert!(!path.exists());
     }
 
-    #[tokio::test]
-    async fn an_answer_may_be_long_but_not_endless() {
+    #[test]
+    fn an_answer_may_be_long_but_not_endless() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
         let socket = ControlSocket::bind(path.clone()).unwrap();
         for (len, understood) in [(1_000_000, true), (9_000_000, false)] {
-            let asked = tokio::task::spawn_blocking({
-                let path = path.clone();
-                move || ask(&path, &Request::Status)
+            let (served, asked) = thread::scope(|scope| {
+                let asked = scope.spawn(|| ask(&path, &Request::Status));
+                let act = &mut |_| Some(Answer::failed(&"x".repeat(len)));
+                (serve_one(&socket.listener, act), asked.join().unwrap())
             });
-            let served = socket.serve_one(&mut async |_| Answer::failed(&"x".repeat(len))).await;
-            let asked = asked.await.unwrap();
             assert_eq!((served.is_ok(), asked.is_ok()), (understood, understood), "{len}");
         }
+    }
+
+    #[test]
+    fn who_sends_bit_by_bit_has_no_more_time_than_others() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut hasty = Hasty {
+            stream: &ours,
+            until: Instant::now() + Duration::from_millis(200),
+        };
+        let (mut read, mut dripping) = ([0; 1], 0);
+        let begin = Instant::now();
+        let error = loop {
+            (&theirs).write_all(b"{").unwrap();
+            thread::sleep(Duration::from_millis(20));
+            match hasty.read(&mut read) {
+                Ok(count) => dripping += count,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(dripping >= 2 && begin.elapsed() < PATIENCE, "{dripping}");
     }
 }

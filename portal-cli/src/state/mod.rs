@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::{Explain, full_disk};
 use crate::files::{self, line_of};
 
-pub(crate) use self::book::{Book, RecentAgent};
+pub(crate) use self::book::{Book, Draft, RecentAgent};
 
 /// Where a relay keeps its state as root, or as a service's user.
 const SYSTEM_DIR: &str = "/var/lib/portal";
