@@ -1,11 +1,11 @@
 //! The command line.
 
-mod admin;
 mod agent;
 mod completions;
 mod peer;
 mod service;
 mod status;
+mod tunnel;
 mod wg_conf;
 
 use std::num::NonZeroU32;
@@ -17,15 +17,15 @@ use portal_core::Kind;
 use portal_core::identity::{KeyError, PublicKey};
 use portal_core::names::LabelPattern;
 
-pub(crate) use self::admin::AdminArgs;
 pub(crate) use self::agent::{AgentArgs, UplinkArgs};
 pub(crate) use self::completions::CompletionsArgs;
 pub(crate) use self::peer::{LeaseArgs, PeerArgs};
 pub(crate) use self::service::ServiceArgs;
 pub(crate) use self::status::{HealthArgs, StatusArgs};
+pub(crate) use self::tunnel::{PacketArgs, TunnelArgs};
 pub(crate) use self::wg_conf::WgConfArgs;
 use crate::runtime::VERSION;
-use crate::values::{ByteRate, Domain, Listen, MemorySize, PortRange, Switch};
+use crate::values::{ByteRate, Domain, Listen, PortRange, Switch};
 
 /// Puts a service that runs behind a NAT on a public address.
 ///
@@ -148,13 +148,7 @@ pub(crate) struct ExposeArgs {
     #[command(flatten)]
     pub(crate) uplink: UplinkArgs,
     /// Where the relay of its own takes visitors [default: 127.0.0.1:8080, or the next free port]
-    #[arg(
-        long,
-        value_name = "ADDR",
-        env = "PORTAL_HTTP",
-        hide_env_values = true,
-        conflicts_with = "relay"
-    )]
+    #[arg(long, value_name = "ADDR", env = "PORTAL_HTTP", hide_env_values = true)]
     pub(crate) http: Option<Listen>,
     /// Show no QR code of the address
     #[arg(long, env = "PORTAL_NO_QR", value_parser = FalseyValueParser::new(), hide_env_values = true)]
@@ -209,15 +203,8 @@ pub(crate) struct RelayArgs {
     /// The host in the printed URI, if agents reach the relay by another name than its domain
     #[arg(long, value_name = "HOST", env = "PORTAL_URI_HOST", hide_env_values = true)]
     pub(crate) uri_host: Option<Domain>,
-    /// The most memory for connections and their buffers [default: 256M]
-    #[arg(long, value_name = "SIZE", env = "PORTAL_MEMORY", hide_env_values = true)]
-    pub(crate) memory: Option<MemorySize>,
-    /// The largest packet inside the tunnel, 1280 to 1420
-    #[arg(long, env = "PORTAL_MTU", default_value_t = portal_core::DEFAULT_MTU, hide_env_values = true,
-        value_parser = clap::value_parser!(u16).range(1280..=1420))]
-    pub(crate) mtu: u16,
     #[command(flatten)]
-    pub(crate) admin: AdminArgs,
+    pub(crate) tunnel: TunnelArgs,
     #[command(flatten)]
     pub(crate) check: CheckArgs,
 }

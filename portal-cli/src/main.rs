@@ -58,7 +58,7 @@ fn run(Invocation { cli, given }: Invocation) -> Result<(), Failure> {
         clock::check();
     }
     match cli.command {
-        Command::Expose(args) => commands::expose::run(args, cli.output),
+        Command::Expose(args) => commands::expose::run(args, &given, cli.output),
         Command::Agent(args) => commands::agent::run(args, given, cli.output),
         Command::Relay(args) => commands::relay::run(args, &given, cli.output),
         Command::Key(command) => commands::key::run(&command, cli.output),

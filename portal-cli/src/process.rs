@@ -7,7 +7,9 @@ use std::thread::{self, JoinHandle};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::failure::{Exit, Explain};
 use crate::report;
@@ -39,18 +41,13 @@ pub(crate) fn hide_panics() {
 
 /// Sends the log to stderr, filtered by PORTAL_LOG.
 pub(crate) fn start_logging() -> Result<(), ProcessError> {
-    let filter = match std::env::var("PORTAL_LOG") {
-        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|error| ProcessError::Log {
-            text,
-            error: error.to_string(),
-        })?,
-        _ => EnvFilter::new(DEFAULT_LOG),
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let given = std::env::var("PORTAL_LOG").ok().filter(|text| !text.is_empty());
+    let text = given.unwrap_or_else(|| DEFAULT_LOG.to_owned());
+    let filter: Targets = text.parse().map_err(|error| ProcessError::Log { text, error })?;
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+        .with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry().with(lines).with(filter).init();
     Ok(())
 }
 
@@ -114,7 +111,7 @@ pub(crate) enum ProcessError {
         /// Its value.
         text: String,
         /// Why.
-        error: String,
+        error: ParseError,
     },
     /// The system lets no signals be taken.
     #[error("waiting for signals: {0}")]

@@ -35,6 +35,14 @@ pub(crate) struct Running<M: Machine> {
     events: JoinHandle<()>,
 }
 
+/// A machine that is about to run.
+struct Prepared<M: Machine> {
+    handle: imp::Handle<M>,
+    events: imp::Events<M::Event>,
+    /// Runs it to its end and hands it back.
+    drive: Box<dyn FnOnce() -> M + Send>,
+}
+
 /// Runs a machine on a thread of this name. `take` is given its events one after the other, on a second thread, and
 /// `None` once it has ended; while it does not return, events are kept, and lost at last.
 pub(crate) fn start<M>(
@@ -53,7 +61,11 @@ where
         event_queue: EVENTS,
         ..imp::Settings::default()
     };
-    let (handle, mut events, drive) = imp::prepare(machine, tunnel, settings, servers)?;
+    let Prepared {
+        handle,
+        mut events,
+        drive,
+    } = imp::prepare(machine, tunnel, settings, servers)?;
     let driver = thread::Builder::new().name(name.into()).spawn(drive)?;
     let events = process::spawn(&format!("{name} events"), move || {
         while let Some(event) = events.recv_blocking() {

@@ -237,10 +237,59 @@ fn misuse_ends_with_code_2() {
         command
     };
     case_of(with("PORTAL_MTU", "9000", &["expose", "3000"]), 2, &["--mtu", "9000"]);
+    // A variable that is there for other commands is no flag.
+    let elsewhere = with(
+        "PORTAL_HTTP",
+        "127.0.0.1:1",
+        &["expose", "3000", "--relay", &uri, "--check"],
+    );
+    let ended = common::Portal::spawn(elsewhere).wait();
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.err);
+    let ended = common::Portal::spawn(with("PORTAL_HTTP", "127.0.0.1:1", &["expose", "tcp://22", "--check"])).wait();
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.err);
+    case_of(
+        with("PORTAL_RELAY", &uri, &["expose", "3000", "--http", "127.0.0.1:1"]),
+        2,
+        &["--http", "PORTAL_RELAY"],
+    );
     case_of(
         with("PORTAL_LOG", "=", &["key", "show", "x"]),
         2,
         &["PORTAL_LOG", "trace"],
+    );
+}
+
+#[test]
+fn the_version_names_the_runtime() {
+    let home = tempfile::tempdir().unwrap();
+    let said = common::run(home.path(), &["--version"]);
+    let runtime = if cfg!(feature = "tokio") { "tokio" } else { "mio" };
+    assert_eq!(said.out, format!("portal {} ({runtime})", env!("CARGO_PKG_VERSION")));
+}
+
+#[cfg(not(feature = "tokio"))]
+#[test]
+fn the_small_build_serves_no_files_and_names_the_full_one() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let folder = home.to_str().unwrap();
+    for args in [&["expose", folder][..], &["expose", folder, "--check"]] {
+        let parts = [
+            folder,
+            "small build",
+            "cargo build --release -p portal-cli",
+            "expose the port",
+        ];
+        case(home, args, 2, &parts);
+    }
+    let file = format!("[[service]]\ntarget = '{folder}'\n");
+    std::fs::write(home.join("agent.toml"), file).unwrap();
+    let config = home.join("agent.toml");
+    case(
+        home,
+        &["agent", "--config", config.to_str().unwrap(), "--check"],
+        2,
+        &["agent.toml, line 1", folder, "small build"],
     );
 }
 

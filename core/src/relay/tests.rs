@@ -186,7 +186,7 @@ fn what_is_kept_is_what_was_told_and_what_was_given() {
     };
     let mut ends = Ends::with(vec![old.clone()]);
     assert_eq!(ends.relay.kept().recent, []);
-    assert_eq!(ends.relay.kept().bindings, [old.clone()]);
+    assert_eq!(ends.relay.kept().bindings, std::slice::from_ref(&old));
     let mut channel = Channel::new(ends.open_channel());
     ends.run(50);
     let hello = ToRelay::Hello {

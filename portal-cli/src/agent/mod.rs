@@ -94,14 +94,10 @@ impl Plan {
 
 /// What an agent may use at most.
 pub(crate) fn limits(args: &UplinkArgs) -> Limits {
-    let mut limits = Limits {
+    Limits {
         peers: 8,
-        ..Limits::default()
-    };
-    if let Some(memory) = args.memory {
-        limits.memory = memory.0;
+        ..args.tunnel.limits()
     }
-    limits
 }
 
 /// Says what would be run, having looked at the key too. Opens no socket and makes no file.

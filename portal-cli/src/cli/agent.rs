@@ -6,8 +6,7 @@ use clap::Args;
 use clap::builder::FalseyValueParser;
 use portal_core::uri::RelayUri;
 
-use super::{AdminArgs, CheckArgs};
-use crate::values::MemorySize;
+use super::{CheckArgs, TunnelArgs};
 
 /// Shown below the help of `portal agent`.
 pub(super) const EXAMPLES: &str = "\
@@ -53,13 +52,6 @@ pub(crate) struct UplinkArgs {
     /// Fail instead of trying again if the relay does not answer or refuses
     #[arg(long, env = "PORTAL_ONCE", value_parser = FalseyValueParser::new(), hide_env_values = true)]
     pub(crate) once: bool,
-    /// The most memory for connections and their buffers [default: 256M]
-    #[arg(long, value_name = "SIZE", env = "PORTAL_MEMORY", hide_env_values = true)]
-    pub(crate) memory: Option<MemorySize>,
-    /// The largest packet inside the tunnel, 1280 to 1420
-    #[arg(long, env = "PORTAL_MTU", default_value_t = portal_core::DEFAULT_MTU, hide_env_values = true,
-        value_parser = clap::value_parser!(u16).range(1280..=1420))]
-    pub(crate) mtu: u16,
     #[command(flatten)]
-    pub(crate) admin: AdminArgs,
+    pub(crate) tunnel: TunnelArgs,
 }

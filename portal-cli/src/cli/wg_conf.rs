@@ -7,7 +7,7 @@ use clap::builder::FalseyValueParser;
 use portal_core::identity::PublicKey;
 use portal_core::uri::RelayUri;
 
-use super::{LeaseArgs, public_key};
+use super::{LeaseArgs, PacketArgs, public_key};
 
 /// Shown below the help of `portal wg-conf`.
 pub(super) const EXAMPLES: &str = "\
@@ -40,10 +40,8 @@ pub(crate) struct WgConfArgs {
     /// A file with what `wg genpsk` made; the relay needs the same: what is printed is then a secret
     #[arg(long, value_name = "FILE", env = "PORTAL_PRESHARED_KEY", hide_env_values = true)]
     pub(crate) preshared_key: Option<PathBuf>,
-    /// The largest packet inside the tunnel, 1280 to 1420
-    #[arg(long, env = "PORTAL_MTU", default_value_t = portal_core::DEFAULT_MTU, hide_env_values = true,
-        value_parser = clap::value_parser!(u16).range(1280..=1420))]
-    pub(crate) mtu: u16,
+    #[command(flatten)]
+    pub(crate) packets: PacketArgs,
     /// Print the `[[peer]]` table for the relay's file instead
     #[arg(long, env = "PORTAL_RELAY_SIDE", value_parser = FalseyValueParser::new(), hide_env = true)]
     pub(crate) relay_side: bool,

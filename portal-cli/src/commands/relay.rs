@@ -9,7 +9,7 @@ mod serve;
 use std::net::SocketAddr;
 
 use portal_core::uri::RelayUri;
-use portal_core::{Access, Limits, RelayConfig};
+use portal_core::{Access, RelayConfig};
 
 use crate::cli::{AccessMode, Output, RelayArgs};
 use crate::config::Given;
@@ -53,17 +53,14 @@ pub(crate) fn run(args: RelayArgs, given: &Given, output: Output) -> Result<(), 
     let mut config = RelayConfig::new(secret, keyfile::random()?, public_host);
     config.http = addresses.http.map(tcp);
     config.https = addresses.https.map(tcp);
-    config.admin = args.admin.addr();
+    config.admin = args.tunnel.admin();
     config.ports = args.ports.on().map(|range| range.0);
     config.ports_ip = udp.ip();
     config.access = access;
     config.bindings = book.bindings();
     config.recent = book.recent();
-    config.mtu = args.mtu;
-    config.limits = Limits::default();
-    if let Some(memory) = args.memory {
-        config.limits.memory = memory.0;
-    }
+    config.mtu = args.tunnel.packets.mtu;
+    config.limits = args.tunnel.limits();
     peers::add(&mut config, given)?;
     let uri_host = args.uri_host.map_or(host, |host| host.to_string());
     let uri = RelayUri {

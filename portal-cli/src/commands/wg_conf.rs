@@ -39,7 +39,7 @@ pub(crate) fn run(args: &WgConfArgs, output: Output) -> Result<(), Failure> {
         secret: secret.as_ref(),
         shared: shared.as_ref(),
         relay,
-        mtu: args.mtu,
+        mtu: args.packets.mtu,
         lease: &args.lease,
         table: &table,
     }
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &WgConfArgs, output: Output) -> Result<(), Failure> {
             "relay": relay.key,
             "relay_overlay": relay.key.overlay_address(),
             "endpoint": endpoint(relay),
-            "mtu": args.mtu,
+            "mtu": args.packets.mtu,
             "target_port": args.lease.target_port(),
             "secret": is_secret,
             "config": file,

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 
 use self::document::Document;
@@ -40,6 +41,8 @@ pub(crate) struct Given {
     tables: Vec<Table>,
     /// The value of each flag, wherever it came from.
     values: BTreeMap<String, Vec<OsString>>,
+    /// The flags that are on the command line itself.
+    flags: BTreeSet<String>,
 }
 
 impl Invocation {
@@ -53,6 +56,7 @@ impl Invocation {
             given: Given {
                 tables,
                 values: values(&command, &matches),
+                flags: flags(&command, &matches),
             },
         })
     }
@@ -62,6 +66,11 @@ impl Given {
     /// The array tables of this name.
     pub(crate) fn tables(&self, name: &str) -> impl Iterator<Item = &Table> {
         self.tables.iter().filter(move |table| table.name == name)
+    }
+
+    /// Whether this flag is on the command line, and not just a variable or the file's.
+    pub(crate) fn is_flag(&self, name: &str) -> bool {
+        self.flags.contains(name)
     }
 
     /// What to say about flags and tables that were read again and are others, but for those that `applied` names: flags
@@ -149,6 +158,18 @@ fn values(command: &clap::Command, matches: &ArgMatches) -> BTreeMap<String, Vec
             let values = given.try_get_raw(flag.get_id().as_str()).ok()??;
             Some((key, values.map(Into::into).collect()))
         })
+        .collect()
+}
+
+/// Those of the subcommand's flags that are on the command line.
+fn flags(command: &clap::Command, matches: &ArgMatches) -> BTreeSet<String> {
+    let Some((name, given)) = matches.subcommand() else {
+        return BTreeSet::new();
+    };
+    Schema::of_subcommand(command, name, &[])
+        .flags()
+        .filter(|(_, flag)| given.value_source(flag.get_id().as_str()) == Some(ValueSource::CommandLine))
+        .map(|(key, _)| key)
         .collect()
 }
 

@@ -247,11 +247,11 @@ fn tables_with_mistakes() {
 #[test]
 fn what_needs_a_restart_is_named() {
     let given = |values: &[(&str, &str)]| Given {
-        tables: Vec::new(),
         values: values
             .iter()
             .map(|&(key, value)| (key.into(), vec![value.into()]))
             .collect(),
+        ..Given::default()
     };
     let before = given(&[("domain", "a"), ("access", "open"), ("udp", "1")]);
     assert_eq!(before.needs_restart(&before, &[]), None);
@@ -268,7 +268,7 @@ fn what_needs_a_restart_is_named() {
         )
         .unwrap()
         .1,
-        values: BTreeMap::new(),
+        ..Given::default()
     };
     let before = given("[[peer]]\nname = 'a'\n");
     assert_eq!(

@@ -1,5 +1,6 @@
 //! In place of the server of files, where the program was built without it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Exit, Explain};
@@ -9,27 +10,49 @@ use crate::failure::{Exit, Explain};
 pub(crate) enum Folder {}
 
 impl Folder {
-    /// Says that files cannot be served.
+    /// Says that files cannot be served, if there are any.
     pub(crate) fn open(path: &Path, _hidden: bool) -> Result<Self, FolderError> {
-        Err(FolderError(path.to_owned()))
+        let path = path.to_owned();
+        Err(match path.metadata() {
+            Ok(_) => FolderError::NotHere { path },
+            Err(source) => FolderError::NotFound { path, source },
+        })
     }
 }
 
-/// Files cannot be served.
+/// Why a path cannot be served.
 #[derive(Debug, thiserror::Error)]
-#[error("{} is a file or a folder, and this is the small build of portal, which serves none", .0.display())]
-pub(crate) struct FolderError(PathBuf);
+pub(crate) enum FolderError {
+    /// The program does not serve files.
+    #[error("{} is a file or a folder, and this is the small build of portal, which serves none", .path.display())]
+    NotHere {
+        /// What was to be served, as it was given.
+        path: PathBuf,
+    },
+    /// There is nothing to serve either.
+    #[error("cannot serve {}: {source}", .path.display())]
+    NotFound {
+        /// What was to be served, as it was given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
 
 impl Explain for FolderError {
     fn help(&self) -> Option<String> {
-        Some(
-            "take the full build, made with: cargo build --release -p portal-cli\nor serve it with another program, and \
-             expose the port of that"
+        Some(match self {
+            Self::NotHere { .. } => "take the full build, made with: cargo build --release -p portal-cli\nor serve it \
+                                     with another program, and expose the port of that"
                 .into(),
-        )
+            Self::NotFound { .. } => "check the spelling, and the directory that it is relative to".into(),
+        })
     }
 
     fn exit(&self) -> Exit {
-        Exit::Misuse
+        match self {
+            Self::NotHere { .. } => Exit::Misuse,
+            Self::NotFound { .. } => Exit::Failed,
+        }
     }
 }

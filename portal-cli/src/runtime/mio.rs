@@ -4,11 +4,12 @@ use std::io;
 use std::net::UdpSocket;
 
 use portal_core::Machine;
-use portal_runtime_mio::{Driver, Events};
+use portal_runtime_mio::Driver;
 
-pub(super) use portal_runtime_mio::{Handle, Settings};
+pub(super) use portal_runtime_mio::{Events, Handle, Settings};
 pub(crate) use portal_runtime_mio::{Stopped, bind_udp, usable};
 
+use super::Prepared;
 use crate::folder::Folder;
 
 /// The program's version.
@@ -28,17 +29,21 @@ impl Servers {
     pub(crate) fn retain(self, _keep: impl FnMut(&str) -> bool) {}
 }
 
-/// Makes all that a machine needs: what reaches it, its events, and what runs it to its end and hands it back.
+/// Makes all that a machine needs.
 pub(super) fn prepare<M>(
     machine: M,
     tunnel: UdpSocket,
     settings: Settings,
     _servers: &Servers,
-) -> io::Result<(Handle<M>, Events<M::Event>, impl FnOnce() -> M + Send + use<M>)>
+) -> io::Result<Prepared<M>>
 where
     M: Machine + Send + 'static,
     M::Event: Send,
 {
     let (driver, handle, events) = Driver::new(machine, tunnel, settings)?;
-    Ok((handle, events, move || driver.run().machine))
+    Ok(Prepared {
+        handle,
+        events,
+        drive: Box::new(move || driver.run().machine),
+    })
 }

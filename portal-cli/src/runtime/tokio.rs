@@ -5,13 +5,14 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use portal_core::Machine;
-use portal_runtime_tokio::{Driver, Events, Handlers};
+use portal_runtime_tokio::{Driver, Handlers};
 use tokio::net::UnixStream;
 use tokio::runtime::Builder;
 
-pub(super) use portal_runtime_tokio::{Handle, Settings};
+pub(super) use portal_runtime_tokio::{Events, Handle, Settings};
 pub(crate) use portal_runtime_tokio::{Stopped, bind_udp, usable};
 
+use super::Prepared;
 use crate::folder::Folder;
 
 /// The program's version.
@@ -41,13 +42,13 @@ impl Servers {
     }
 }
 
-/// Makes all that a machine needs: what reaches it, its events, and what runs it to its end and hands it back.
+/// Makes all that a machine needs.
 pub(super) fn prepare<M>(
     machine: M,
     tunnel: UdpSocket,
     settings: Settings,
     servers: &Servers,
-) -> io::Result<(Handle<M>, Events<M::Event>, impl FnOnce() -> M + Send + use<M>)>
+) -> io::Result<Prepared<M>>
 where
     M: Machine + Send + 'static,
     M::Event: Send,
@@ -64,5 +65,9 @@ where
         runtime.shutdown_timeout(STUCK);
         finished.machine
     };
-    Ok((handle, events, drive))
+    Ok(Prepared {
+        handle,
+        events,
+        drive: Box::new(drive),
+    })
 }

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long anything may take. Generous: the machine may be busy.
@@ -21,6 +22,7 @@ pub struct Portal {
     out: Receiver<String>,
     /// Everything on stderr so far.
     err: Arc<Mutex<String>>,
+    err_reader: JoinHandle<()>,
 }
 
 /// How a portal that has ended did so.
@@ -68,7 +70,7 @@ impl Portal {
         });
         let err = Arc::new(Mutex::new(String::new()));
         let (mut stderr, shared) = (child.stderr.take().expect("piped"), Arc::clone(&err));
-        std::thread::spawn(move || {
+        let err_reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = stderr.read(&mut buffer) {
                 shared
@@ -77,7 +79,12 @@ impl Portal {
                     .push_str(&String::from_utf8_lossy(&buffer[..count]));
             }
         });
-        Self { child, out, err }
+        Self {
+            child,
+            out,
+            err,
+            err_reader,
+        }
     }
 
     /// The next line on stdout.
@@ -149,9 +156,12 @@ impl Portal {
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
         };
-        // The readers see the end of the pipes shortly after.
+        // The readers see the end of the pipes shortly after, unless a process that it started still has them.
         let out = self.out.iter().collect::<Vec<_>>().join("\n");
-        std::thread::sleep(Duration::from_millis(50));
+        let ended = Instant::now();
+        while !self.err_reader.is_finished() && ended.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         Ended {
             status,
             out,

@@ -81,7 +81,7 @@ impl Setup<'_> {
                     question.answer(answer);
                 }
                 Some(Notice::Done(Done::Written(result))) => serving.written(&result),
-                Some(Notice::Done(Done::Read(Ok(reloaded)))) => serving.apply(reloaded),
+                Some(Notice::Done(Done::Read(Ok(reloaded)))) => serving.apply(&reloaded),
                 Some(Notice::Done(Done::Read(Err(failure)))) => console.problem(failure.as_kept()),
                 Some(Notice::Ended) => break,
             }
@@ -218,7 +218,7 @@ impl Serving<'_> {
     }
 
     /// Acts on what was read again.
-    fn apply(&mut self, reloaded: reload::Reloaded) {
+    fn apply(&mut self, reloaded: &reload::Reloaded) {
         // Here and not with the rest: a revocation that came in between has been confirmed and must hold. It is read on
         // this thread as well, and what is read last is handed on last.
         let access = match access(reloaded.mode, &self.state) {
