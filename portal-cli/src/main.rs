@@ -19,6 +19,7 @@ mod folder;
 #[path = "folder/absent.rs"]
 mod folder;
 mod keyfile;
+mod machine;
 mod notices;
 mod process;
 mod report;

@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use clap::Args;
 use portal_core::Limits;
 
+use crate::machine;
 use crate::values::{LocalListen, MemorySize};
 
 /// What can be set at both ends of a tunnel.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct TunnelArgs {
-    /// The most memory for connections and their buffers [default: 256M]
+    /// The most memory for connections and their buffers [default: a quarter of what the machine or
+    /// the cgroup has, at most 256M]
     #[arg(long, value_name = "SIZE", env = "PORTAL_MEMORY", hide_env_values = true)]
     memory: Option<MemorySize>,
     #[command(flatten)]
@@ -33,11 +35,10 @@ pub(crate) struct PacketArgs {
 impl TunnelArgs {
     /// What may be used at most.
     pub(crate) fn limits(&self) -> Limits {
-        let mut limits = Limits::default();
-        if let Some(memory) = self.memory {
-            limits.memory = memory.0;
+        Limits {
+            memory: self.memory.map_or_else(machine::usual_memory, |memory| memory.0),
+            ..Limits::default()
         }
-        limits
     }
 
     /// Where operators are answered, if they are.
