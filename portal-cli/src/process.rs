@@ -41,9 +41,18 @@ pub(crate) fn hide_panics() {
 
 /// Sends the log to stderr, filtered by PORTAL_LOG.
 pub(crate) fn start_logging() -> Result<(), ProcessError> {
-    let given = std::env::var("PORTAL_LOG").ok().filter(|text| !text.is_empty());
-    let text = given.unwrap_or_else(|| DEFAULT_LOG.to_owned());
-    let filter: Targets = text.parse().map_err(|error| ProcessError::Log { text, error })?;
+    let text = std::env::var("PORTAL_LOG").unwrap_or_default();
+    // The parser takes nothing for everything.
+    let parts: Vec<_> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    let directives = if parts.is_empty() {
+        DEFAULT_LOG
+    } else {
+        &parts.join(",")
+    };
+    let filter: Targets = match directives.parse() {
+        Ok(filter) => filter,
+        Err(error) => return Err(ProcessError::Log { text, error }),
+    };
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());

@@ -133,6 +133,7 @@ fn lines(agent: &Portal, count: usize) -> std::collections::BTreeMap<String, Str
         .collect()
 }
 
+#[cfg(feature = "tokio")]
 #[test]
 fn an_agent_serves_two_services_through_a_relay_with_a_file() {
     let home = Home::new();
@@ -175,6 +176,7 @@ fn an_agent_serves_two_services_through_a_relay_with_a_file() {
     assert_eq!(relay.stop().status.code(), Some(0));
 }
 
+#[cfg(feature = "tokio")]
 #[test]
 fn a_refused_service_does_not_end_its_agent() {
     let home = Home::new();
@@ -380,6 +382,7 @@ fn mistakes_in_files() {
     );
 }
 
+#[cfg(feature = "tokio")]
 #[test]
 fn a_hangup_gives_an_agent_other_services_while_a_connection_goes_on() {
     let home = Home::new();
@@ -444,6 +447,7 @@ fn a_hangup_gives_an_agent_other_services_while_a_connection_goes_on() {
     assert_eq!(agent.stop().status.code(), Some(0));
 }
 
+#[cfg(feature = "tokio")]
 #[test]
 fn a_hangup_has_the_relay_read_grants_and_file_again() {
     let home = Home::new();

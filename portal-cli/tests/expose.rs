@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use common::{Portal, eventually, free_port, get, host_of};
 
+#[cfg(feature = "tokio")]
 #[test]
 fn a_folder_is_on_a_url_byte_for_byte_and_nothing_outside_it() {
     let home = tempfile::tempdir().unwrap();

@@ -109,6 +109,7 @@ fn echoing_server() -> u16 {
     port
 }
 
+#[cfg(feature = "tokio")]
 #[test]
 fn a_folder_by_https_with_the_development_authority() {
     let Some(http2) = curl_speaks_http2() else { return };

@@ -253,7 +253,7 @@ fn misuse_ends_with_code_2() {
         &["--http", "PORTAL_RELAY"],
     );
     case_of(
-        with("PORTAL_LOG", "=", &["key", "show", "x"]),
+        with("PORTAL_LOG", "warn,portal_core=loud", &["key", "show", "x"]),
         2,
         &["PORTAL_LOG", "trace"],
     );

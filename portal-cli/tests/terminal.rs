@@ -5,7 +5,8 @@
 mod common;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
@@ -80,16 +81,24 @@ impl Drop for OnTerminal {
     }
 }
 
-fn page(home: &Path) -> String {
-    let page = home.join("page.txt");
-    std::fs::write(&page, "here").unwrap();
-    page.to_str().unwrap().to_owned()
+/// A web server, by its port.
+fn server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhere");
+        }
+    });
+    port.to_string()
 }
 
 #[test]
 fn a_code_of_the_address_follows_it() {
     let home = tempfile::tempdir().unwrap();
-    let page = page(home.path());
+    let page = server();
     let args = ["expose", &page, "--http", "127.0.0.1:0"];
     let portal = OnTerminal::start(home.path(), 100, &args, &[]);
     portal.shows("Ctrl-C ends it");
@@ -108,8 +117,8 @@ fn a_code_of_the_address_follows_it() {
 #[test]
 fn there_is_none_where_it_does_not_fit_or_is_not_wanted() {
     let home = tempfile::tempdir().unwrap();
-    let page = page(home.path());
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let page = server();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let tcp = format!("tcp://{}", listener.local_addr().unwrap());
     let http = ["--http", "127.0.0.1:0"];
     for (columns, args, variables) in [
@@ -143,7 +152,7 @@ fn there_is_none_where_it_does_not_fit_or_is_not_wanted() {
 #[test]
 fn quiet_leaves_the_screen_empty() {
     let home = tempfile::tempdir().unwrap();
-    let (page, port) = (page(home.path()), free_port());
+    let (page, port) = (server(), free_port());
     let http = format!("127.0.0.1:{port}");
     let mut portal = OnTerminal::start(home.path(), 100, &["expose", &page, "--http", &http, "--quiet"], &[]);
     let mut line = String::new();

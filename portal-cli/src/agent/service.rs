@@ -120,7 +120,7 @@ impl Prepared {
 
     /// Adds the server of its files, if it has one, to what the agent can dial.
     pub(super) fn add_server(&self, servers: &Servers) {
-        if let Some(folder) = self.folder.clone() {
+        if let Some(folder) = &self.folder {
             servers.set(self.id(), folder);
         }
     }

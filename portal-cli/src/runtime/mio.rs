@@ -16,17 +16,17 @@ use crate::folder::Folder;
 pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (mio)");
 
 /// What is served from inside the program: nothing, as a [`Folder`] cannot be opened here.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Servers;
+#[derive(Debug, Default)]
+pub(crate) struct Servers(());
 
 impl Servers {
-    /// Never called.
-    pub(crate) fn set(self, _name: String, folder: Folder) {
-        match folder {}
+    /// Never called: there is no [`Folder`] to call it with.
+    pub(crate) fn set(&self, _name: String, folder: &Folder) {
+        match *folder {}
     }
 
     /// There is nothing to take away.
-    pub(crate) fn retain(self, _keep: impl FnMut(&str) -> bool) {}
+    pub(crate) fn retain(&self, _keep: impl FnMut(&str) -> bool) {}
 }
 
 /// Makes all that a machine needs.

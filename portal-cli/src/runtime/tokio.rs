@@ -29,7 +29,8 @@ pub(crate) struct Servers(Handlers);
 
 impl Servers {
     /// Serves a folder to those who are sent to this name.
-    pub(crate) fn set(&self, name: String, folder: Folder) {
+    pub(crate) fn set(&self, name: String, folder: &Folder) {
+        let folder = folder.clone();
         self.0.set(name, move |connection: UnixStream| {
             let folder = folder.clone();
             tokio::spawn(async move { folder.serve(connection).await });
