@@ -54,6 +54,10 @@ mod stack;
 mod status;
 mod table;
 mod timers;
+#[cfg(feature = "tls")]
+pub mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "tls/absent.rs"]
 pub mod tls;
 pub mod uri;
 mod wg;

@@ -27,6 +27,10 @@ mod runtime;
 mod sockets;
 mod state;
 mod target;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "tls/absent.rs"]
 mod tls;
 mod values;
 

@@ -1,5 +1,7 @@
 //! TLS that ends at the agent, with the real program and curl as its visitor.
 
+#![cfg(feature = "tls")]
+
 mod common;
 
 use std::fs;

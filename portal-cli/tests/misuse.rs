@@ -267,6 +267,20 @@ fn the_version_names_the_runtime() {
     assert_eq!(said.out, format!("portal {} ({runtime})", env!("CARGO_PKG_VERSION")));
 }
 
+#[cfg(not(feature = "tls"))]
+#[test]
+fn a_build_without_tls_names_what_needs_it() {
+    let home = tempfile::tempdir().unwrap();
+    let parts = ["need TLS", "cargo build --release -p portal-cli", "tls://"];
+    for args in [
+        &["expose", "3000", "--kind", "https"][..],
+        &["expose", "3000", "--kind", "https", "--check"],
+        &["expose", "https://localhost:8443", "--kind", "http"],
+    ] {
+        case(home.path(), args, 2, &parts);
+    }
+}
+
 #[cfg(not(feature = "tokio"))]
 #[test]
 fn the_small_build_serves_no_files_and_names_the_full_one() {

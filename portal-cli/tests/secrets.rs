@@ -1,5 +1,8 @@
 //! With the most talkative log there is, no secret and nothing of what visitors say is where others can read it.
 
+// The keys of certificates are half of it.
+#![cfg(feature = "tls")]
+
 mod common;
 
 use std::fmt::Write as _;

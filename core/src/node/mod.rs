@@ -5,6 +5,10 @@ mod byte_path;
 mod meter;
 mod stream;
 mod stream_tls;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "tls/absent.rs"]
 mod tls;
 
 use std::collections::VecDeque;

@@ -46,6 +46,9 @@ impl Prepared {
         let offer = Offer::parse(&args.target)?;
         let kind = kind(&offer, args)?;
         check(&offer, kind, args)?;
+        if kind == Kind::Https {
+            tls::may_end_here()?;
+        }
         let folder = match &offer.place {
             Place::Server(_) => None,
             Place::Files(path) => Some(Folder::open(path, args.hidden)?),
