@@ -17,6 +17,7 @@ pub(crate) use self::serve::{Again, Reload};
 pub(crate) use self::service::Prepared;
 use crate::cli::{Output, UplinkArgs};
 use crate::failure::Failure;
+use crate::notices::Notices;
 use crate::report::agent::AgentReport;
 use crate::report::{self, Console};
 use crate::runtime::Servers;
@@ -63,6 +64,9 @@ impl Plan {
         }
         let socket = sockets::bind_udp(SocketAddr::new(self.bind, 0))?;
 
+        // Before anything is said: whoever reads it may answer with a signal.
+        let notices = Notices::new();
+        notices.watch_signals(self.reload.is_some())?;
         let console = Console::new(output);
         let mut report = AgentReport::new(self.relay.clone(), key, self.reload.is_none(), self.once);
         if self.codes {
@@ -85,7 +89,10 @@ impl Plan {
         }
         probe::all(config.services.clone(), &console);
         let control = control::open(&self.key, &console);
-        let result = serve::serve(config, socket, servers, report, self.reload, control.as_ref(), &console);
+        if let Some(control) = &control {
+            notices.listen(control)?;
+        }
+        let result = serve::serve(&notices, config, socket, servers, report, self.reload, &console);
         drop(control);
         console.finish();
         result

@@ -14,7 +14,6 @@ use crate::report::Console;
 use crate::report::agent::{AgentReport, Verdict};
 use crate::runtime::{self, Running, Servers};
 use crate::sockets::BindError;
-use crate::state::control::ControlSocket;
 
 /// What a running agent can be given anew.
 const APPLIED: [&str; 1] = ["[[service]]"];
@@ -35,23 +34,18 @@ pub(crate) struct Again {
 
 /// Runs the agent to its end.
 pub(super) fn serve(
+    notices: &Notices<AgentEvent, Result<Again, Failure>>,
     config: AgentConfig,
     socket: UdpSocket,
     servers: Servers,
     report: AgentReport,
     reload: Option<Reload>,
-    control: Option<&ControlSocket>,
     console: &Console,
 ) -> Result<(), Failure> {
-    let notices = Notices::new();
-    notices.watch_signals(reload.is_some())?;
     let reload = match reload {
         Some(Reload { given, read }) => Some((given, notices.worker("reload", move |()| read())?)),
         None => None,
     };
-    if let Some(control) = control {
-        notices.listen(control)?;
-    }
     let offered = config.services.clone();
     let agent = Agent::new(Instant::now(), config);
     let agent = runtime::start("agent", agent, socket, &servers, notices.events()).map_err(AgentError::Runtime)?;
