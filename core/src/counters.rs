@@ -60,6 +60,8 @@ counters! {
     refused_memory,
     /// Flows refused because too many are half open.
     refused_half_open,
+    /// Connections inside the tunnel refused with a RST because nothing listens on their port.
+    refused_closed_port,
     /// Control channels refused because the peer has as many as it may.
     refused_channels,
     /// Control channels refused because their key is a plain peer's.

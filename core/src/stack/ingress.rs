@@ -80,6 +80,7 @@ impl Stack {
         match id.and_then(|id| self.flows.get_mut(id.0)) {
             // Nobody there: smoltcp answers an empty set's packet with a RST.
             None => {
+                resources.counters.refused_closed_port += u64::from(opens);
                 self.interface
                     .poll_ingress_single(smoltcp_now, &mut port, &mut self.nothing);
             }

@@ -67,10 +67,11 @@ relay_uri() { grep -Eom1 'portal://\S+' "$proc/relay.out"; }
 peak_memory() { awk '/^VmHWM/ {printf "%d MiB", $2 / 1024}' "/proc/$(<"$proc/$1.pid")/status"; }
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Cases. Each runs in a subshell with errexit on; what it leaves in "figure" stands behind its name.
+# Cases. Each runs in a subshell with errexit on; what it leaves in "figure" stands behind its name. How each went is a line
+# of "results".
 
 run_case() { # NAME
-    local start code=0
+    local start said code=0
     # One crash is one failure, not the end of the run.
     [[ $1 == start ]] || running relay || { portal_relay && wait_for 10 relay_uri >/dev/null; } || true
     touch "$tmp/began"
@@ -88,11 +89,15 @@ run_case() { # NAME
     case_pid=""
     if ((code == 0)); then
         passed=$((passed + 1))
-        echo "ok $1 ($(since "$start")s) $(cat "$tmp/figure" 2>/dev/null || true)"
+        said=$(cat "$tmp/figure" 2>/dev/null || true)
+        echo "ok $1 ($(since "$start")s) $said"
+        echo "$1|ok${said:+: $said}" >>"$tmp/results"
         return
     fi
     failed=$((failed + 1))
-    echo "FAILED $1: $(cat "$tmp/why" 2>/dev/null || echo "ended with $code")"
+    said=$(cat "$tmp/why" 2>/dev/null || echo "ended with $code")
+    echo "FAILED $1: $said"
+    echo "$1|FAILED: $said" >>"$tmp/results"
     tails
 }
 tails() { # the logs that have grown since the case began, and the relay's
@@ -104,15 +109,19 @@ tails() { # the logs that have grown since the case began, and the relay's
         fi
     done
 }
-run_all() { # the cases that were chosen, if the start went well
+# To be called as it is: in a condition, or on the left of ||, errexit would be off in the cases.
+run_all() {
+    run_cases
+    ((failed == 0))
+}
+run_cases() { # those that were chosen, for as long as what all of them need went well
     passed=0 failed=0
     local name
-    run_case start
-    if ((failed == 0)); then
-        for name in "${cases[@]}"; do run_case "$name"; done
-    fi
+    for name in start "${cases[@]}"; do
+        run_case "$name"
+        if [[ $name == @(start|up) ]] && ((failed)); then break; fi
+    done
     echo "$passed passed, $failed failed ($(since "$began") s)"
-    ((failed == 0))
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
