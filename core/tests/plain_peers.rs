@@ -567,3 +567,138 @@ fn conflicts_are_errors_that_name_both() {
     let error = config.check_plain_peers().unwrap_err();
     assert_eq!(error, PlainPeerError::TooMany { given: 2, most: 1 });
 }
+
+/// Changes the peers of a running relay.
+fn change(world: &mut World, peers: Vec<PlainPeer>) -> Result<(), PlainPeerError> {
+    let now = world.now;
+    let changed = world.relays[0].machine.set_plain_peers(now, peers);
+    world.relays[0].machine.check_invariants();
+    changed
+}
+
+#[test]
+fn what_a_peer_served_passes_to_another_key_and_the_old_one_serves_nobody() {
+    let mut world = connected();
+    let before = world.relays[0].machine.memory_used();
+    world.add_plain(key(0x71), None, 0, &[8080, 8081]);
+    world.run(Duration::from_secs(6));
+    let running = world.visit(TCP_PORT).unwrap();
+    world.say(running, b"hello");
+    world.run_until("the echo", |world| {
+        world.relays[0].sockets[&running].received == b"hello"
+    });
+
+    assert_eq!(change(&mut world, vec![peer(0x71)]), Ok(()));
+    world.run_until("the end of its visitor", |world| {
+        world.relays[0].sockets[&running].is_over()
+    });
+    world.run_until_within("the tunnel", Duration::from_secs(6), |world| count(world, is_up) == 2);
+    let old = world.plain[0].connections.len();
+    assert_served(&mut world, Duration::from_secs(2));
+    let visitor = world.visit(TCP_PORT).unwrap();
+    world.say(visitor, b"again");
+    world.run_until("the echo", |world| {
+        world.relays[0].sockets[&visitor].received == b"again"
+    });
+    assert_eq!(world.plain[0].connections.len(), old, "nobody is led to the old one");
+    let census = world.relays[0].machine.census();
+    assert_eq!((census.leases, census.bindings), (4, 4));
+
+    // And back, as if nothing had been.
+    assert_eq!(change(&mut world, Vec::new()), Ok(()));
+    let census = world.relays[0].machine.census();
+    assert_eq!((census.leases, census.bindings), (0, 0));
+    assert_eq!(change(&mut world, vec![peer(0x70)]), Ok(()));
+    world.run_until_within("the tunnel", Duration::from_secs(1), |world| count(world, is_up) == 3);
+    assert_served(&mut world, Duration::from_secs(2));
+    world.run(Duration::from_secs(600));
+    assert!(world.relays[0].machine.memory_used() <= before + 16_384);
+}
+
+#[test]
+fn a_change_leaves_alone_what_stays_the_same() {
+    let mut world = connected();
+    let running = world.visit(TCP_PORT).unwrap();
+    world.say(running, b"one ");
+    world.run_until("the echo", |world| {
+        world.relays[0].sockets[&running].received == b"one "
+    });
+    let handshakes = world.plain[0].handshakes;
+
+    let mut changed = peer(0x70);
+    changed.leases[0] = lease(Kind::Http, Some("market"), None, 8080);
+    changed.leases.remove(3);
+    assert_eq!(change(&mut world, vec![changed.clone()]), Ok(()));
+    world.say(running, b"two");
+    world.run_until("the echo", |world| {
+        world.relays[0].sockets[&running].received == b"one two"
+    });
+    assert_eq!(world.plain[0].handshakes, handshakes, "its session goes on");
+    assert!(!world.send_datagram(0, UDP_PORT, "198.51.100.1:500".parse().unwrap(), b"closed"));
+    let visitor = world.visit(80).unwrap();
+    world.say(visitor, GET);
+    world.run_until("the end", |world| world.relays[0].sockets[&visitor].is_over());
+    assert!(world.visitor(visitor).received.starts_with(b"HTTP/1.1 404"));
+    let leased = world.relay_events().iter().rev().find_map(|event| match event {
+        RelayEvent::Leased { public, .. } => Some(public.clone()),
+        _ => None,
+    });
+    assert_eq!(leased.as_deref(), Some("http://market.tunnel.test/"));
+
+    // Another secret is another session, and the peer must have it too.
+    changed.preshared_key = Some(PresharedKey::from_bytes([7; 32]));
+    assert_eq!(change(&mut world, vec![changed]), Ok(()));
+    world.run_until("the end of its visitor", |world| {
+        world.relays[0].sockets[&running].is_over()
+    });
+    world.run(Duration::from_secs(30));
+    assert_eq!(count(&world, is_up), 1);
+}
+
+#[test]
+fn a_change_that_cannot_be_changes_nothing() {
+    let mut world = connected();
+    let mut twice = peer(0x70);
+    twice.leases.push(twice.leases[0].clone());
+    assert!(matches!(
+        change(&mut world, vec![twice]),
+        Err(PlainPeerError::Conflict { .. })
+    ));
+    assert_served(&mut world, Duration::from_secs(2));
+
+    // An agent's name is not taken from it, whenever it came.
+    let now = world.now;
+    world.relays[0].machine.set_access(now, Access::Open);
+    let mut by_name = service(Kind::Http, 3000);
+    by_name.name = Some("blog".into());
+    world.add_agent(agent_config(0, 0, vec![by_name]), 0);
+    world.run_until("its lease", |world| world.relays[0].machine.census().leases == 5);
+    let mut greedy = peer(0x70);
+    greedy.leases.push(lease(Kind::Http, Some("blog"), None, 8080));
+    assert!(matches!(
+        change(&mut world, vec![greedy]),
+        Err(PlainPeerError::Bound { .. })
+    ));
+    assert_eq!(world.relays[0].machine.census().leases, 5);
+    assert_served(&mut world, Duration::from_secs(2));
+}
+
+#[test]
+fn an_agent_whose_key_becomes_a_plain_peers_is_told_so_and_its_name_is_the_peers() {
+    let mut by_name = service(Kind::Http, 3000);
+    by_name.name = Some("shop".into());
+    let mut config = relay_config(0);
+    config.access = Access::Open;
+    let mut world = World::pair(origin(), config, agent_config(0, 0, vec![by_name]));
+    world.run_until("its lease", |world| world.relays[0].machine.census().leases == 1);
+    let same = PlainPeer {
+        key: agent_key(0).public_key(),
+        ..peer(0)
+    };
+    assert_eq!(change(&mut world, vec![same]), Ok(()));
+    assert_eq!(world.relays[0].machine.census().leases, 4);
+    world.run_until("the refusal", |world| {
+        world.relays[0].machine.counters().refused_plain_key > 0
+    });
+    assert_eq!(world.relays[0].machine.census().leases, 4);
+}

@@ -234,6 +234,46 @@ impl Leases {
         Some(lease)
     }
 
+    /// Gives the name or port of a lease that has ended to whoever comes for it, unless it is among `kept`.
+    pub(crate) fn unbind(&mut self, lease: &Lease, kept: &[Binding], resources: &mut Resources) {
+        let is_kept = kept.iter().any(|binding| match (binding, &lease.place) {
+            (Binding::Name { name, key }, Place::Name(_, own)) => name == own && *key == lease.key,
+            (Binding::Port { port, key, .. }, Place::Port(_, own)) => port == own && *key == lease.key,
+            _ => false,
+        });
+        // One name or port may be leased at two ingresses or over two transports.
+        let is_leased = match &lease.place {
+            Place::Name(_, name) => [Ingress::Http, Ingress::Https]
+                .iter()
+                .any(|&ingress| self.by_name(ingress, name).is_some()),
+            Place::Port(_, port) => self.is_leased(*port),
+        };
+        if is_kept || is_leased {
+            return;
+        }
+        let unbound = match &lease.place {
+            Place::Name(_, name) => self.names.remove(name).is_some(),
+            Place::Port(_, port) => self.ports.remove(port).is_some(),
+        };
+        if unbound {
+            resources.budget.release(BINDING_CHARGE);
+        }
+    }
+
+    /// Which names and ports belong to keys, leased now or not.
+    pub(crate) fn bindings(&self) -> Vec<Binding> {
+        let names = self.names.iter().map(|(name, key)| Binding::Name {
+            name: name.clone(),
+            key: *key,
+        });
+        let ports = self.ports.iter().map(|(port, (key, service))| Binding::Port {
+            port: *port,
+            key: *key,
+            service: service.clone(),
+        });
+        names.chain(ports).collect()
+    }
+
     /// How many names and ports belong to keys, leased now or not.
     pub(crate) fn binding_count(&self) -> usize {
         self.names.len() + self.ports.len()

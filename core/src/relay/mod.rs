@@ -6,6 +6,7 @@ mod ingress;
 mod kept;
 mod leases;
 mod plain;
+mod plain_change;
 mod quotas;
 mod register;
 mod sessions;

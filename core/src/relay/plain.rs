@@ -136,9 +136,18 @@ pub enum PlainPeerError {
     },
 }
 
-/// The plain peers that there are, and whether each one's tunnel is up.
+/// The plain peers that there are.
 #[derive(Debug, Default)]
-pub(super) struct PlainPeers(BTreeMap<PeerId, bool>);
+pub(super) struct PlainPeers(pub(super) BTreeMap<PeerId, KnownPeer>);
+
+/// What is kept of a plain peer beside its leases.
+#[derive(Debug)]
+pub(super) struct KnownPeer {
+    pub(super) shared: Option<PresharedKey>,
+    pub(super) endpoint: Option<SocketAddr>,
+    /// Whether its tunnel is.
+    up: bool,
+}
 
 /// How long a visitor waits for a connection to the service: as long as an agent has to accept one.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -256,28 +265,40 @@ impl Relay {
         }
         let given = peers.len();
         for (number, peer) in peers.into_iter().enumerate() {
-            // The configured place counts for more than the remembered one: only its owner knows that it has changed.
             let recent = self.config.recent.iter().find(|(key, _)| *key == peer.key);
-            let path = peer
-                .endpoint
-                .or(recent.map(|&(_, remote)| remote))
-                .map(|remote| Path { remote, local_ip: None });
-            let shared = peer.preshared_key.as_ref();
-            let node = &mut self.node;
-            let added = node
-                .wg
-                .add_peer_sharing(now, peer.key, shared, path, &mut node.resources);
-            let Some(id) = added else {
+            let remembered = recent.map(|&(_, remote)| Path { remote, local_ip: None });
+            if !self.add_plain_peer(now, peer, remembered) {
                 let error = PlainPeerError::TooMany { given, most: number };
                 return self.node.event(RelayEvent::PlainPeersRefused { error });
-            };
-            self.node.wg.set_pinned(id, true);
-            self.plain.0.insert(id, false);
-            for lease in &peer.leases {
-                self.add_plain_lease(id, peer.key, lease);
             }
-            self.node.wg.call(now, id, false);
         }
+    }
+
+    /// Adds a peer with its leases and calls it. The configured place counts for more than the `remembered` one: only its
+    /// owner knows that it has changed. Returns whether there was room for it.
+    pub(super) fn add_plain_peer(&mut self, now: Instant, peer: PlainPeer, remembered: Option<Path>) -> bool {
+        let configured = peer.endpoint.map(|remote| Path { remote, local_ip: None });
+        let node = &mut self.node;
+        let added = node.wg.add_peer_sharing(
+            now,
+            peer.key,
+            peer.preshared_key.as_ref(),
+            configured.or(remembered),
+            &mut node.resources,
+        );
+        let Some(id) = added else { return false };
+        self.node.wg.set_pinned(id, true);
+        let known = KnownPeer {
+            shared: peer.preshared_key,
+            endpoint: peer.endpoint,
+            up: false,
+        };
+        self.plain.0.insert(id, known);
+        for lease in &peer.leases {
+            self.add_plain_lease(id, peer.key, lease);
+        }
+        self.node.wg.call(now, id, false);
+        true
     }
 
     /// A shared listener is open: the plain peers' names there can be reached.
@@ -320,10 +341,10 @@ impl Relay {
 
     /// A peer has a session where it had none.
     pub(super) fn plain_up(&mut self, peer: PeerId) {
-        let Some(up) = self.plain.0.get_mut(&peer).filter(|up| !**up) else {
+        let Some(known) = self.plain.0.get_mut(&peer).filter(|known| !known.up) else {
             return;
         };
-        *up = true;
+        known.up = true;
         if let (Some(key), Some(path)) = (self.node.wg.key(peer), self.node.wg.path(peer)) {
             let remote = path.remote;
             self.node.event(RelayEvent::PeerUp { key, remote });
@@ -333,8 +354,8 @@ impl Relay {
 
     /// A peer has no session any more.
     pub(super) fn plain_down(&mut self, peer: PeerId) {
-        if let Some(up) = self.plain.0.get_mut(&peer)
-            && std::mem::replace(up, false)
+        if let Some(known) = self.plain.0.get_mut(&peer)
+            && std::mem::replace(&mut known.up, false)
             && let Some(key) = self.node.wg.key(peer)
         {
             self.node.event(RelayEvent::PeerDown { key });
@@ -343,7 +364,7 @@ impl Relay {
 
     /// A peer was heard from elsewhere. Before its tunnel is up that proves nothing.
     pub(super) fn plain_moved(&mut self, peer: PeerId) {
-        if self.plain.0.get(&peer) == Some(&true)
+        if self.plain.0.get(&peer).is_some_and(|known| known.up)
             && let (Some(key), Some(path)) = (self.node.wg.key(peer), self.node.wg.path(peer))
         {
             let remote = path.remote;
@@ -391,7 +412,7 @@ impl Relay {
         true
     }
 
-    fn add_plain_lease(&mut self, peer: PeerId, key: PublicKey, lease: &PlainLease) {
+    pub(super) fn add_plain_lease(&mut self, peer: PeerId, key: PublicKey, lease: &PlainLease) {
         let (kind, name, port) = (lease.kind, lease.name.as_deref(), lease.port);
         let service = format!("port {}", lease.target_port);
         // The binding holds for this run. It is not told: the configuration is what it comes from.

@@ -320,6 +320,7 @@ fn a_connection_to_a_port_that_is_not_served_is_reset_at_once() {
     ends.exchange();
     assert!(ends.a.stack.view(flow).unwrap().broken);
     assert_eq!(ends.b.stack.flow_count(), 0);
+    assert_eq!(ends.b.resources.counters.refused_closed_port, 1);
 }
 
 #[test]

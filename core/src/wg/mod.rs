@@ -315,8 +315,7 @@ impl Wg {
                 && !peer.pinned
                 && peer.expired
             {
-                self.remove_peer(id, resources);
-                self.events.push_back(WgEvent::Dropped(id));
+                self.drop_peer(id, resources);
                 continue;
             }
             self.note_state(now, id);

@@ -94,6 +94,12 @@ impl Wg {
         }
     }
 
+    /// The same, at the wish of who is above. They hear of it as of one that was given up.
+    pub(crate) fn drop_peer(&mut self, id: PeerId, resources: &mut Resources) {
+        self.remove_peer(id, resources);
+        self.events.push_back(WgEvent::Dropped(id));
+    }
+
     /// A pinned peer is never dropped to make room or for its silence.
     pub(crate) fn set_pinned(&mut self, id: PeerId, pinned: bool) {
         if let Some(peer) = self.peers.get_mut(id.0) {
@@ -111,6 +117,10 @@ impl Wg {
     /// Whether there is a peer with this key.
     pub(crate) fn knows(&self, key: &PublicKey) -> bool {
         self.by_key.contains_key(key)
+    }
+
+    pub(crate) fn peer_of(&self, key: &PublicKey) -> Option<PeerId> {
+        self.by_key.get(key).copied()
     }
 
     pub(crate) fn key(&self, id: PeerId) -> Option<PublicKey> {
@@ -186,8 +196,7 @@ impl Wg {
         let Some(id) = oldest.map(|(key, _)| PeerId(key)) else {
             return false;
         };
-        self.remove_peer(id, resources);
-        self.events.push_back(WgEvent::Dropped(id));
+        self.drop_peer(id, resources);
         true
     }
 }
