@@ -449,6 +449,39 @@ fn a_hangup_gives_an_agent_other_services_while_a_connection_goes_on() {
 
 #[cfg(feature = "tokio")]
 #[test]
+fn a_hangup_changes_the_plain_peers_of_a_relay() {
+    let home = Home::new();
+    let (relay, _, http, text) = home.relay();
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let key = home.run(&["key", "new", "peer.key"]).out.trim().to_owned();
+    let peer = |name: &str| format!("{text}[[peer]]\nkey = '{key}'\nname = '{name}'\ntarget-port = 80\n");
+    home.write("relay.toml", &peer("shop"));
+    relay.signal("HUP");
+    relay.says("read again: everybody is served, and 1 plain peer");
+    relay.says(&format!("port 80 at http://shop.localhost:{}/", http.port()));
+
+    // A port that cannot be had costs nobody else anything.
+    let port = held.local_addr().unwrap().port();
+    home.write(
+        "relay.toml",
+        &format!("{}[[peer]]\nkey = '{key}'\nkind = 'tcp'\nport = {port}\n", peer("blog")),
+    );
+    relay.signal("HUP");
+    relay.says(&format!("port 80 at http://blog.localhost:{}/", http.port()));
+    relay.says("another port in its [[peer]]");
+    assert_eq!(get(http, "shop.localhost", "/").unwrap().0, 404);
+
+    home.write("relay.toml", &text);
+    relay.signal("HUP");
+    eventually("the end of the lease", || match get(http, "blog.localhost", "/") {
+        Ok((404, _)) => Ok(()),
+        other => Err(other),
+    });
+    assert!(!relay.err().contains("needs a restart"), "{}", relay.err());
+    assert_eq!(relay.stop().status.code(), Some(0));
+}
+
+#[test]
 fn a_hangup_has_the_relay_read_grants_and_file_again() {
     let home = Home::new();
     let (relay, uri, http, text) = home.relay();

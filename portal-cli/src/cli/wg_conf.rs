@@ -17,7 +17,7 @@ Examples:
   portal wg-conf \"$(wg pubkey < wg.key)\" --relay URI
       the same without the private key, to be filled in on the peer's own machine
   portal wg-conf KEY --relay-side --kind tcp --port 20022 --target-port 22 >> relay.toml
-      the relay's half; restart the relay then";
+      the relay's half; send the relay a SIGHUP then";
 
 /// `portal wg-conf`.
 #[derive(Args, Debug)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use portal_core::identity::{PublicKey, SecretKey};
-use portal_core::{PlainPeerError, RelayConfig};
+use portal_core::{PlainPeer, PlainPeerError, RelayConfig};
 use serde_json::json;
 
 use super::{Addresses, RelayError, access, peers};
@@ -20,7 +20,7 @@ pub(super) struct Looked {
     addresses: Addresses,
     key_file: PathBuf,
     key: Option<PublicKey>,
-    plain_peers: usize,
+    pub(super) plain_peers: Vec<PlainPeer>,
 }
 
 /// Reads what the relay would read. Opens no socket and makes no file.
@@ -45,7 +45,7 @@ pub(super) fn look(args: &RelayArgs, state: &StateDir, given: &Given) -> Result<
         addresses,
         key_file,
         key,
-        plain_peers: config.plain_peers.len(),
+        plain_peers: config.plain_peers,
     })
 }
 
@@ -57,11 +57,7 @@ pub(super) fn check(args: &RelayArgs, state: &StateDir, given: &Given, output: O
         domain, key_file, key, ..
     } = &looked;
     let Addresses { udp, http, https } = looked.addresses;
-    let plain = match looked.plain_peers {
-        0 => String::new(),
-        1 => ", and 1 plain peer".into(),
-        count => format!(", and {count} plain peers"),
-    };
+    let plain = and_peers(looked.plain_peers.len());
     let switched = |addr: Option<std::net::SocketAddr>| addr.map_or("off".to_owned(), |addr| addr.to_string());
     let ports = match &args.ports {
         Switch::Off => "off".to_owned(),
@@ -94,11 +90,20 @@ pub(super) fn check(args: &RelayArgs, state: &StateDir, given: &Given, output: O
             "ports": ports,
             "open": args.access == AccessMode::Open,
             "grants": grants,
-            "peers": looked.plain_peers,
+            "peers": looked.plain_peers.len(),
             "key": key,
             "key_file": key_file.to_string_lossy(),
             "state_dir": state.path().to_string_lossy(),
         }),
     );
     Ok(())
+}
+
+/// What stands behind those who are served by their grants.
+pub(super) fn and_peers(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => ", and 1 plain peer".into(),
+        count => format!(", and {count} plain peers"),
+    }
 }

@@ -1,5 +1,7 @@
 //! What a running relay reads when it is told to read its files again.
 
+use portal_core::PlainPeer;
+
 use super::check;
 use crate::cli::{AccessMode, Command};
 use crate::config::{Given, Invocation};
@@ -7,11 +9,12 @@ use crate::failure::Failure;
 use crate::state::StateDir;
 
 /// Flags that a running relay can be given anew.
-pub(super) const APPLIED: [&str; 1] = ["access"];
+pub(super) const APPLIED: [&str; 2] = ["access", "[[peer]]"];
 
 /// What was read.
 pub(super) struct Reloaded {
     pub(super) mode: AccessMode,
+    pub(super) plain_peers: Vec<PlainPeer>,
     pub(super) given: Given,
 }
 
@@ -21,9 +24,10 @@ pub(super) fn read(state: &StateDir) -> Result<Reloaded, Failure> {
     let Command::Relay(args) = cli.command else {
         unreachable!("the command line stays the same");
     };
-    check::look(&args, state, &given)?;
+    let looked = check::look(&args, state, &given)?;
     Ok(Reloaded {
         mode: args.access,
+        plain_peers: looked.plain_peers,
         given,
     })
 }

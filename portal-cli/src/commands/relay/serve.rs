@@ -8,7 +8,7 @@ use portal_core::{Access, Ingress, Relay, RelayConfig, RelayEvent, Status, Trans
 use serde_json::json;
 
 use super::keep::Keeper;
-use super::{RelayError, access, reload};
+use super::{RelayError, access, check, reload};
 use crate::cli::AccessMode;
 use crate::config::Given;
 use crate::failure::Failure;
@@ -60,6 +60,7 @@ impl Setup<'_> {
             uri: self.uri,
             mode: self.mode,
             given: self.given,
+            has_reloaded: false,
             waiting,
             failed: None,
             console,
@@ -81,7 +82,7 @@ impl Setup<'_> {
                     question.answer(answer);
                 }
                 Some(Notice::Done(Done::Written(result))) => serving.written(&result),
-                Some(Notice::Done(Done::Read(Ok(reloaded)))) => serving.apply(&reloaded),
+                Some(Notice::Done(Done::Read(Ok(reloaded)))) => serving.apply(reloaded),
                 Some(Notice::Done(Done::Read(Err(failure)))) => console.problem(failure.as_kept()),
                 Some(Notice::Ended) => break,
             }
@@ -117,6 +118,8 @@ struct Serving<'a> {
     mode: AccessMode,
     /// What it was started with.
     given: &'a Given,
+    /// It was told to read its files again.
+    has_reloaded: bool,
     /// Listeners that are not there yet.
     waiting: usize,
     /// Why it ends, unless it was asked to.
@@ -151,7 +154,13 @@ impl Serving<'_> {
                     addr,
                     error,
                 };
-                self.fail(Failure::from(error).within(&format!("peer {key}")));
+                let failure = Failure::from(error).within(&format!("peer {key}"));
+                // A relay at work goes on with the rest.
+                if self.has_reloaded {
+                    self.console.problem(failure.as_problem());
+                } else {
+                    self.fail(failure);
+                }
             }
             RelayEvent::PlainPeersRefused { error } => self.fail(error.clone()),
             _ => {}
@@ -218,7 +227,7 @@ impl Serving<'_> {
     }
 
     /// Acts on what was read again.
-    fn apply(&mut self, reloaded: &reload::Reloaded) {
+    fn apply(&mut self, reloaded: reload::Reloaded) {
         // Here and not with the rest: a revocation that came in between has been confirmed and must hold. It is read on
         // this thread as well, and what is read last is handed on last.
         let access = match access(reloaded.mode, &self.state) {
@@ -231,15 +240,22 @@ impl Serving<'_> {
             Access::Granted(grants) if grants.len() == 1 => "1 key with a grant is served".into(),
             Access::Granted(grants) => format!("{} keys with a grant are served", grants.len()),
         };
-        if self
-            .relay
-            .call(move |relay, now| relay.set_access(now, access))
-            .is_err()
-        {
+        self.has_reloaded = true;
+        let plain_peers = reloaded.plain_peers;
+        let plain = check::and_peers(plain_peers.len());
+        let changed = self.relay.call(move |relay, now| {
+            relay.set_access(now, access);
+            relay.set_plain_peers(now, plain_peers)
+        });
+        match changed {
+            Ok(Ok(())) => self.console.note(format!("read again: {served}{plain}")),
+            Ok(Err(error)) => {
+                self.console.note(format!("read again: {served}"));
+                self.console.problem(Failure::from(error).as_problem());
+            }
             // It has ended, which is the next thing that is heard.
-            return;
+            Err(_) => return,
         }
-        self.console.note(format!("read again: {served}"));
         if let Some(text) = self.given.needs_restart(&reloaded.given, &reload::APPLIED) {
             self.console.problem(text);
         }
