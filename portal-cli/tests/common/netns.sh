@@ -91,13 +91,13 @@ run_case() { # NAME
         passed=$((passed + 1))
         said=$(cat "$tmp/figure" 2>/dev/null || true)
         echo "ok $1 ($(since "$start")s) $said"
-        echo "$1|ok${said:+: $said}" >>"$tmp/results"
+        echo "$1|ok${said:+: ${said//$'\n'/ }}" >>"$tmp/results"
         return
     fi
     failed=$((failed + 1))
     said=$(cat "$tmp/why" 2>/dev/null || echo "ended with $code")
     echo "FAILED $1: $said"
-    echo "$1|FAILED: $said" >>"$tmp/results"
+    echo "$1|FAILED: ${said//$'\n'/ }" >>"$tmp/results"
     tails
 }
 tails() { # the logs that have grown since the case began, and the relay's

@@ -9,6 +9,7 @@ table=${PORTAL_INTEROP_TABLE:-}
 interop=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 visitor_address=198.51.100.7
 transfers=(1 1024 1048576 67108864)
+by_name=("${transfers[@]}")
 # Who opens the connections that a case is about.
 declare -A direction=([before]=in [name]=in [port]=in [proxy]=in [udp]=in [relay-killed]=in [moved]=in
     [peer-restarted]=in [shut]=in [inside]=out)
@@ -81,12 +82,12 @@ case_before() { # a visitor who comes before the peer waits 10 s and is told
 
 case_name() { # by Host header, both ways
     local size got
-    for size in "${transfers[@]}"; do by_name "$size"; done
+    for size in "${by_name[@]}"; do transfer_by_name "$size"; done
     got=$(status_of http://nope.tunnel.test/)
     [[ $got == 404 ]] || fail "an unknown host gets $got"
-    figure "${transfers[*]} bytes down and up"
+    figure "${by_name[*]} bytes down and up"
 }
-by_name() { # SIZE
+transfer_by_name() { # SIZE
     local got
     expected "$1" >"$tmp/blob"
     visit -o "$tmp/got" "http://web.tunnel.test/$1"
@@ -207,12 +208,15 @@ run_and_tell() { # the cases, and then a row of the table for each
     local name result
     run_cases
     while IFS='|' read -r name result; do
-        printf '%-22s  %-15s  %-15s  %s\n' "$implementation" "${way[${direction[$name]:-none}]}" "$name" "$result"
+        printf '%-14s  %-15s  %-15s  %s\n' "$implementation" "${way[${direction[$name]:-none}]}" "$name" "$result"
     done <"$tmp/results" >"$tmp/table"
-    table_head
-    cat "$tmp/table"
-    [[ -z $table ]] || cat "$tmp/table" >>"$table"
+    echo
+    table_head | cat - "$tmp/table"
+    [[ -z $table ]] || {
+        [[ -s $table ]] || table_head >>"$table"
+        cat "$tmp/table" >>"$table"
+    }
     ((failed == 0))
 }
 declare -A way=([in]="relay to peer" [out]="peer to relay" [both]="both" [none]="-")
-table_head() { printf '\n%-22s  %-15s  %-15s  %s\n' implementation direction case result; }
+table_head() { printf '%-14s  %-15s  %-15s  %s\n' implementation direction case result; }
