@@ -51,7 +51,7 @@ impl Relay {
         }
         // Only now every place is free that somebody leaves.
         for (id, peer) in staying {
-            self.change_plain_peer(now, id, peer);
+            self.change_plain_peer(now, id, &peer);
         }
         let mut room = Ok(());
         for peer in wanted.into_values() {
@@ -90,7 +90,7 @@ impl Relay {
         self.node.wg.peer_of(key).is_some_and(|id| self.plain.has(id))
     }
 
-    fn change_plain_peer(&mut self, now: Instant, id: PeerId, peer: PlainPeer) {
+    fn change_plain_peer(&mut self, now: Instant, id: PeerId, peer: &PlainPeer) {
         for lease in &peer.leases {
             if !self.plain_leases(id).any(|(_, there)| is_as(there, lease)) {
                 self.add_plain_lease(id, peer.key, lease);
