@@ -260,20 +260,6 @@ impl Leases {
         }
     }
 
-    /// Which names and ports belong to keys, leased now or not.
-    pub(crate) fn bindings(&self) -> Vec<Binding> {
-        let names = self.names.iter().map(|(name, key)| Binding::Name {
-            name: name.clone(),
-            key: *key,
-        });
-        let ports = self.ports.iter().map(|(port, (key, service))| Binding::Port {
-            port: *port,
-            key: *key,
-            service: service.clone(),
-        });
-        names.chain(ports).collect()
-    }
-
     /// How many names and ports belong to keys, leased now or not.
     pub(crate) fn binding_count(&self) -> usize {
         self.names.len() + self.ports.len()

@@ -251,7 +251,7 @@ impl PlainPeers {
 
     /// Those that have a session.
     pub(super) fn up(&self) -> impl Iterator<Item = PeerId> {
-        self.0.iter().filter(|(_, up)| **up).map(|(&peer, _)| peer)
+        self.0.iter().filter(|(_, known)| known.up).map(|(&peer, _)| peer)
     }
 }
 

@@ -73,7 +73,7 @@ impl Relay {
 
     /// The peers, if they can be as they are, beside the agents with the names and ports that those have by now.
     fn checked(&mut self, peers: Vec<PlainPeer>) -> Result<Vec<PlainPeer>, PlainPeerError> {
-        let mut bindings = self.leases.bindings();
+        let mut bindings: Vec<_> = self.leases.bindings().collect();
         bindings.retain(|binding| {
             let (Binding::Name { key, .. } | Binding::Port { key, .. }) = binding;
             !self.is_plain_key(key) || self.config.bindings.contains(binding)
