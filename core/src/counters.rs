@@ -58,6 +58,8 @@ counters! {
     refused_flows_full,
     /// Flows, connections, peers and the like refused because the memory budget is used up.
     refused_memory,
+    /// Times that a silent flow could not have its buffers back at once because the memory budget is used up.
+    wakes_delayed,
     /// Flows refused because too many are half open.
     refused_half_open,
     /// Connections inside the tunnel refused with a RST because nothing listens on their port.

@@ -456,7 +456,14 @@ impl Machine for Agent {
 
     fn poll_transmit(&mut self, now: Instant, batch: &mut TransmitBatch) -> bool {
         let now = self.node.clamp(now);
-        self.node.poll_transmit(now, batch)
+        while !self.node.poll_transmit(now, batch) {
+            // A flow that has moved or woken may take bytes again.
+            if !self.node.stack.has_touched() {
+                return false;
+            }
+            self.settle(now);
+        }
+        true
     }
 
     fn poll_action(&mut self) -> Option<Action<AgentEvent>> {

@@ -4,6 +4,9 @@
 //! from the 4-tuple, our own timers and our own schedule find it, so a packet costs the same among 10,000 idle flows as
 //! alone.
 //!
+//! A flow's buffers follow its need: it moves into other ones ([`need`], [`house`]), and one that is silent for a while
+//! has none at all ([`sleep`]). The other end sees one connection all along ([`wire`]).
+//!
 //! Packets leave towards [`crate::wg`] one at a time: [`Stack::peek_packet`] says which is next, and
 //! [`Stack::take_packet`] that it went. Nothing in between knows more than "a packet for this peer"; a link layer can be
 //! put there.
@@ -11,9 +14,13 @@
 mod device;
 mod egress;
 mod flow;
+mod house;
 mod ingress;
 mod ip;
+mod need;
 mod schedule;
+mod sleep;
+mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv6Addr;
@@ -28,10 +35,11 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 pub(crate) use self::ip::{Payload, parse};
 
 use self::device::{PacketSlot, Port};
-use self::flow::{Flow, endpoint};
+use self::flow::{FLOW_STATE, Flow, endpoint};
+use self::house::HOUSE_STATE;
 use self::ip::UDP_HEADERS;
 use self::schedule::Schedule;
-use crate::budget::BufferClass;
+use crate::budget::{BufferClass, Buffers};
 use crate::byte_queue::ByteQueue;
 use crate::machine::StreamId;
 use crate::resources::Resources;
@@ -144,7 +152,7 @@ pub(crate) struct Stack {
     next: PacketSlot,
     next_peer: Option<PeerId>,
     port_cursor: u16,
-    /// Sockets that smoltcp was asked to look at, for the test that idle ones are not.
+    /// Flows that were looked at, for the test that idle ones are not.
     #[cfg(test)]
     polls: u64,
 }
@@ -223,17 +231,18 @@ impl Stack {
             remote_port: port,
             local_port,
         };
-        let id = self.insert_flow(peer, key, false, largest, resources)?;
+        let id = self.insert_flow(now, peer, key, false, largest, resources)?;
         let smoltcp_now = self.smoltcp_instant(now);
         let flow = self.flows.get_mut(id.0).ok_or(ConnectError::TooManyFlows)?;
         flow.owner = owner;
         // The interface's context carries the time at which the handshake's timers start.
         self.interface.poll_maintenance(smoltcp_now);
         let local = endpoint(self.address, local_port);
-        let connected = flow
-            .socket_mut()
-            .connect(self.interface.context(), endpoint(remote, port), local);
-        debug_assert!(connected.is_ok(), "a new socket can connect to a specified endpoint");
+        if let Some(house) = &mut flow.house {
+            let socket = house.socket_mut();
+            let connected = socket.connect(self.interface.context(), endpoint(remote, port), local);
+            debug_assert!(connected.is_ok(), "a new socket can connect to a specified endpoint");
+        }
         flow.observe();
         self.enqueue(id);
         Ok(id)
@@ -267,16 +276,15 @@ impl Stack {
     /// What a flow looks like now.
     pub(crate) fn view(&self, id: FlowId) -> Option<FlowView> {
         let flow = self.flows.get(id.0)?;
-        let socket = flow.socket();
-        let closed = socket.state() == State::Closed;
+        let closed = flow.state() == State::Closed;
         Some(FlowView {
             peer: flow.peer,
             owner: flow.owner,
             local_port: flow.key.local_port,
             inbound: flow.inbound,
             established: flow.seen.established,
-            can_send: socket.can_send(),
-            can_receive: socket.can_recv(),
+            can_send: flow.can_send(),
+            can_receive: flow.can_receive(),
             remote_fin: flow.seen.remote_fin,
             broken: flow.seen.aborted || closed && !(flow.seen.remote_fin && flow.seen.local_fin),
         })
@@ -290,29 +298,44 @@ impl Stack {
 
     /// Lets `read` write into the flow's send buffer; returns how much it wrote, `None` if there is no room.
     pub(crate) fn fill(&mut self, id: FlowId, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
-        let socket = self.flows.get_mut(id.0)?.socket_mut();
-        if !socket.can_send() {
+        let flow = self.flows.get_mut(id.0)?;
+        if !flow.can_send() {
             return None;
         }
-        let written = socket
+        let Some(house) = &mut flow.house else {
+            self.rouse(id);
+            return None;
+        };
+        let written = house
+            .socket_mut()
             .send(|room| {
                 let written = read(room).min(room.len());
                 (written, written)
             })
             .ok()?;
         if written > 0 {
+            flow.wire.put(written);
+            flow.moved_bytes = true;
             self.enqueue(id);
         }
         Some(written)
     }
 
-    /// Queues as much of `bytes` as fits.
+    /// Queues as much of `bytes` as fits. [`Stack::pop_touched`] names the flow when there may be room for the rest.
     pub(crate) fn send(&mut self, id: FlowId, bytes: &[u8]) -> usize {
         let Some(flow) = self.flows.get_mut(id.0) else {
             return 0;
         };
-        let sent = flow.socket_mut().send_slice(bytes).unwrap_or(0);
+        let Some(house) = &mut flow.house else {
+            if flow.can_send() {
+                self.rouse(id);
+            }
+            return 0;
+        };
+        let sent = house.socket_mut().send_slice(bytes).unwrap_or(0);
         if sent > 0 {
+            flow.wire.put(sent);
+            flow.moved_bytes = true;
             self.enqueue(id);
         }
         sent
@@ -320,7 +343,8 @@ impl Stack {
 
     /// Lets `write` look at received bytes and say how many it used up; returns that, `None` if there are none.
     pub(crate) fn drain(&mut self, id: FlowId, write: &mut dyn FnMut(&[u8]) -> usize) -> Option<usize> {
-        let socket = self.flows.get_mut(id.0)?.socket_mut();
+        let flow = self.flows.get_mut(id.0)?;
+        let socket = flow.house.as_mut()?.socket_mut();
         if !socket.can_recv() {
             return None;
         }
@@ -331,6 +355,8 @@ impl Stack {
             })
             .ok()?;
         if used > 0 {
+            flow.wire.took(used);
+            flow.moved_bytes = true;
             // The window may have opened.
             self.enqueue(id);
         }
@@ -340,8 +366,7 @@ impl Stack {
     /// Sends a FIN behind what was queued; receiving goes on.
     pub(crate) fn close(&mut self, id: FlowId) {
         if let Some(flow) = self.flows.get_mut(id.0) {
-            flow.seen.local_fin = true;
-            flow.socket_mut().close();
+            flow.close();
             self.enqueue(id);
         }
     }
@@ -355,11 +380,9 @@ impl Stack {
         if reset {
             // The other end has seen a SYN at most, and nothing can be sent: there is no reason to keep it.
             flow.lost |= !flow.inbound && !flow.seen.established && self.schedule.is_paused(flow.peer);
-            flow.seen.aborted = true;
-            flow.socket_mut().abort();
+            flow.abort();
         } else if !flow.seen.local_fin {
-            flow.seen.local_fin = true;
-            flow.socket_mut().close();
+            flow.close();
         }
         self.enqueue(id);
         self.settle(id, resources);
@@ -382,8 +405,7 @@ impl Stack {
             let Some(flow) = self.flows.get_mut(id.0) else {
                 continue;
             };
-            flow.seen.aborted = true;
-            flow.socket_mut().abort();
+            flow.abort();
             if matches!(flow.owner, Owner::Gone | Owner::Nobody) {
                 self.remove(id, resources);
             } else {
@@ -400,8 +422,7 @@ impl Stack {
         for id in doomed {
             let Some(flow) = self.flows.get_mut(id.0) else { continue };
             flow.lost = true;
-            flow.seen.aborted = true;
-            flow.socket_mut().abort();
+            flow.abort();
             if matches!(flow.owner, Owner::Gone | Owner::Nobody) {
                 self.remove(id, resources);
             } else {
@@ -423,6 +444,11 @@ impl Stack {
         None
     }
 
+    /// Whether [`Stack::pop_touched`] may have something.
+    pub(crate) fn has_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
     pub(crate) fn handle_timeout(&mut self, now: Instant, resources: &mut Resources) {
         while let Some(peer) = self.unreachable.pop_due(now) {
             self.lose_flows(peer, resources);
@@ -438,6 +464,7 @@ impl Stack {
 
     fn insert_flow(
         &mut self,
+        now: Instant,
         peer: PeerId,
         key: FlowKey,
         inbound: bool,
@@ -448,11 +475,18 @@ impl Stack {
             resources.counters.refused_flows_full += 1;
             return Err(ConnectError::TooManyFlows);
         }
-        let Some(class) = resources.budget.charge_flow(largest) else {
+        let first = largest.min(BufferClass::FIRST);
+        let class = resources.budget.affordable(first, 2, FLOW_STATE + HOUSE_STATE, 0);
+        let buffers = class.map(Buffers::both);
+        let Some(buffers) =
+            buffers.filter(|buffers| resources.budget.charge(FLOW_STATE + HOUSE_STATE + buffers.bytes()))
+        else {
             resources.counters.refused_memory += 1;
             return Err(ConnectError::NoMemory);
         };
-        let inserted = self.flows.insert_with(|_| Flow::new(peer, key, class, inbound));
+        let inserted = self
+            .flows
+            .insert_with(|_| Flow::new(now, peer, key, buffers, largest, inbound));
         let id = FlowId(inserted.ok_or(ConnectError::TooManyFlows)?);
         self.by_key.insert(key, id);
         resources.counters.flows_opened += 1;
@@ -486,8 +520,16 @@ impl Stack {
         }
         self.by_key.remove(&flow.key);
         self.timers.clear(id);
-        resources.budget.release(flow.class.charge());
+        resources.budget.release(flow.charge());
         resources.counters.flows_closed += 1;
+    }
+
+    /// A sleeping flow has something to send.
+    fn rouse(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(id.0) {
+            flow.wakes = true;
+            self.enqueue(id);
+        }
     }
 
     fn touch(&mut self, id: FlowId) {
@@ -524,7 +566,7 @@ impl Stack {
                 Some(&FlowId(key)),
                 "the map leads to the flow"
             );
-            charged += flow.class.charge();
+            charged += flow.charge();
             half_open += usize::from(flow.is_half_open());
         }
         assert_eq!(half_open, self.half_open, "half-open flows are counted");
