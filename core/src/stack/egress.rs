@@ -158,7 +158,7 @@ impl Stack {
             return;
         };
         let Some(house) = &flow.house else {
-            let due = flow.next_sign();
+            let due = flow.next_sign().max(now + STALLED);
             return self.timers.set(id, due);
         };
         // What is left of a connection in TIME-WAIT is unread bytes: see `segment`.
@@ -166,7 +166,8 @@ impl Stack {
             Some(State::TimeWait) => None,
             _ => self.interface.poll_at(smoltcp_now, &house.set),
         };
-        let lull = (flow.seen.state == Some(State::Established)).then_some(flow.active_at + LULL);
+        // One that is not quiet comes here again when it is.
+        let lull = (house.is_quiet() && !flow.seen.is_ending()).then_some(flow.active_at + LULL);
         let due = due.map(|due| self.instant_of(due));
         match due.into_iter().chain(lull).min() {
             Some(due) => self.timers.set_no_later(id, due.max(now + STALLED)),

@@ -96,7 +96,7 @@ impl Need {
     }
 
     /// Looks whether other buffers than those there are would serve better.
-    fn consider(&mut self, now: Instant, has: Buffers, wire: &Wire, budget: &Budget) {
+    fn consider(&mut self, now: Instant, has: Buffers, wire: &mut Wire, budget: &Budget) {
         if let Some(wish) = self.wish {
             if now.saturating_duration_since(wish.since) > WISH_LASTS {
                 self.give_up(now);
@@ -123,6 +123,7 @@ impl Need {
             if !fills {
                 wanted.send = smaller(wanted.send, 4 * flight);
             }
+            wire.most_in_flight = wire.in_flight();
         }
         if wanted != has {
             self.wish = Some(Wish {
@@ -133,7 +134,7 @@ impl Need {
     }
 
     /// The next size that the budget allows, if any.
-    fn larger(&mut self, has: usize, most: BufferClass, budget: &Budget) -> usize {
+    fn larger(&self, has: usize, most: BufferClass, budget: &Budget) -> usize {
         let next = BufferClass::holding(has + 1).min(most);
         let affordable = budget.affordable(next, 1, 0, has).map_or(0, BufferClass::bytes);
         affordable.max(has)
@@ -162,7 +163,8 @@ impl Stack {
             return false;
         }
         let wished = flow.need.wishes();
-        flow.need.consider(now, house.buffers, &flow.wire, &resources.budget);
+        flow.need
+            .consider(now, house.buffers, &mut flow.wire, &resources.budget);
         let is_quiet = house.is_quiet() && !flow.wire.has_holes();
         let buffers = match flow.need.wish {
             Some(wish) if is_quiet => wish.buffers,
