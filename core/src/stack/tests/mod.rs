@@ -1,5 +1,7 @@
 //! Two stacks that hand each other packets, without a tunnel between them.
 
+mod moves;
+
 use std::time::Duration;
 
 use super::ip::Payload;
