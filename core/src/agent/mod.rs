@@ -150,6 +150,12 @@ pub enum AgentEvent {
         /// Why, for people.
         message: String,
     },
+    /// The memory budget is used up: something was refused for want of it, and what is there goes on. Said at most once
+    /// a minute.
+    MemoryShort {
+        /// How many connections, flows, peers and the like were refused since this was last said.
+        refused: u64,
+    },
     /// A visitor's connection could not be joined to its target.
     TargetFailed {
         /// Of which service.
@@ -359,6 +365,9 @@ impl Owned for Agent {
                 NodeEvent::Flow(flow, _) => self.channel_touched(now, flow),
                 NodeEvent::Ended(ended) => self.ended(&ended),
             }
+        }
+        if let Some(refused) = self.node.resources.refusals_to_tell(now) {
+            self.node.event(AgentEvent::MemoryShort { refused });
         }
         self.uplink.note_state(now);
     }

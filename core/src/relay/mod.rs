@@ -235,6 +235,12 @@ pub enum RelayEvent {
         /// Why.
         error: PlainPeerError,
     },
+    /// The memory budget is used up: something was refused for want of it, and what is there goes on. Said at most once
+    /// a minute.
+    MemoryShort {
+        /// How many connections, flows, peers and the like were refused since this was last said.
+        refused: u64,
+    },
     /// A visitor sends datagrams, for the first time or again after a silence.
     DatagramVisitor {
         /// The lease's public address.
@@ -582,6 +588,9 @@ impl Owned for Relay {
                 NodeEvent::Flow(flow, _) => self.channel_touched(now, flow),
                 NodeEvent::Ended(ended) => self.ended(ended),
             }
+        }
+        if let Some(refused) = self.node.resources.refusals_to_tell(now) {
+            self.node.event(RelayEvent::MemoryShort { refused });
         }
     }
 }
