@@ -54,6 +54,10 @@ counters! {
     flows_opened,
     /// Flows ended.
     flows_closed,
+    /// Times that a flow got buffers of another size, as its need or the memory had changed.
+    buffers_changed,
+    /// Times that a silent flow gave its buffers back.
+    flows_slept,
     /// Flows refused because the table of flows is full.
     refused_flows_full,
     /// Flows, connections, peers and the like refused because the memory budget is used up.

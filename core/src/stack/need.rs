@@ -217,6 +217,7 @@ impl Stack {
         if let Some(house) = house {
             flow.house = Some(house);
             flow.need.moved(now);
+            resources.counters.buffers_changed += u64::from(before != after);
         } else {
             flow.need.give_up(now);
             let undone = resources.budget.recharge(after, before);

@@ -47,6 +47,7 @@ impl Stack {
         flow.house = None;
         flow.need.give_up(now);
         resources.budget.release(before - flow.charge());
+        resources.counters.flows_slept += 1;
         let window = flow.sleeping_window();
         if !flow.wire.is_news(window) {
             return false;

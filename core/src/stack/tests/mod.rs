@@ -4,6 +4,8 @@ mod moves;
 
 use std::time::Duration;
 
+use smoltcp::socket::tcp::State;
+
 use super::ip::Payload;
 use super::*;
 use crate::identity::PublicKey;
