@@ -487,3 +487,115 @@ fn replace_byte(packet: &mut [u8], at: usize, new: u8) {
     bytes[at - word] = new;
     replace_u16(packet, word, u16::from_be_bytes(bytes));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seed::Random;
+
+    const KEY: FlowKey = FlowKey {
+        remote: Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 1),
+        remote_port: 7,
+        local_port: 9,
+    };
+    const OWN: Ipv6Addr = Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 2);
+
+    fn is_sound(packet: &[u8]) -> bool {
+        let ip = Ipv6Packet::new_checked(packet).unwrap();
+        let tcp = TcpPacket::new_checked(ip.payload()).unwrap();
+        tcp.verify_checksum(&IpAddress::Ipv6(ip.src_addr()), &IpAddress::Ipv6(ip.dst_addr()))
+    }
+
+    #[test]
+    fn whatever_is_replaced_the_checksum_stays_right() {
+        let mut random = Random::new([5; 32]);
+        let mut room = [0; 200];
+        for round in 0..20_000 {
+            let repr = TcpRepr {
+                seq_number: number(random.u32()),
+                ack_number: Some(number(random.u32())),
+                window_len: random.u32() as u16,
+                payload: &[7; 33][..random.below(34) as usize],
+                ..BLANK
+            };
+            let packet = write(&mut room, OWN, &KEY, Way::Out, repr);
+            assert!(is_sound(packet));
+            // Words of nothing but ones or zeros are where one's complement sums go wrong.
+            let new = [random.u32(), 0, u32::MAX, 0xffff, 0xffff_0000][round % 5];
+            replace_u32(packet, at::SEQ, new);
+            replace_u16(packet, at::WINDOW, new as u16);
+            assert!(is_sound(packet), "{new:x}");
+            assert_eq!((u32_at(packet, at::SEQ), u16_at(packet, at::WINDOW)), (new, new as u16));
+        }
+    }
+
+    #[test]
+    fn numbers_wrap() {
+        for at in [0, 1, u32::MAX, u32::MAX - 5, 1 << 31] {
+            assert!(is_after(at.wrapping_add(1), at) && is_after(at.wrapping_add(1 << 30), at));
+            assert!(!is_after(at, at) && !is_after(at, at.wrapping_add(1)));
+        }
+    }
+
+    #[test]
+    fn the_scale_is_found_among_options_and_malformed_ones_end() {
+        let mut room = [0; 200];
+        let syn = TcpRepr {
+            control: TcpControl::Syn,
+            max_seg_size: Some(1220),
+            window_scale: Some(3),
+            sack_permitted: true,
+            ..BLANK
+        };
+        let packet = write(&mut room, OWN, &KEY, Way::Out, syn);
+        let option = scale_option(packet).unwrap();
+        assert_eq!(packet[option], 3);
+        replace_byte(packet, option, ANNOUNCED_SHIFT);
+        assert!(is_sound(packet));
+        let mut random = Random::new([6; 32]);
+        for _ in 0..10_000 {
+            for byte in &mut packet[at::OPTIONS..] {
+                *byte = random.below(8) as u8;
+            }
+            packet[at::TCP_LEN] = random.u32() as u8;
+            if let Some(option) = scale_option(packet) {
+                assert!(option < packet.len());
+            }
+        }
+    }
+
+    #[test]
+    fn the_round_trip_is_smoothed_and_what_was_sent_again_does_not_count() {
+        let start = crate::timers::tests::some_instant();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut wire = Wire {
+            remote: Remote {
+                scale: Some(7),
+                ..Remote::default()
+            },
+            ..Wire::default()
+        };
+        let mut room = [0; 200];
+        let mut exchange = |sent: &[u64], acknowledged: u64, seq: u32| {
+            for &ms in sent {
+                let repr = TcpRepr {
+                    seq_number: number(seq),
+                    payload: &[1; 100],
+                    ..BLANK
+                };
+                wire.outgoing(at(ms), write(&mut room, OWN, &KEY, Way::Out, repr));
+            }
+            let repr = TcpRepr {
+                ack_number: Some(number(seq + 100)),
+                window_len: 10,
+                ..BLANK
+            };
+            wire.incoming(at(acknowledged), write(&mut room, OWN, &KEY, Way::In, repr));
+            (wire.round_trip, wire.in_flight(), wire.remote_window())
+        };
+        let ms = Duration::from_millis;
+        assert_eq!(exchange(&[0], 80, 0), (Some(ms(80)), 0, 1280));
+        assert_eq!(exchange(&[100, 300], 380, 100), (Some(ms(80)), 0, 1280));
+        assert_eq!(exchange(&[400], 560, 200), (Some(ms(90)), 0, 1280));
+    }
+}

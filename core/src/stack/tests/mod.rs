@@ -299,6 +299,20 @@ fn no_step_visits_idle_flows() {
         polls < 4 * packets,
         "{polls} polls of sockets for {packets} packets among 10,000 idle flows"
     );
+    // Nor do they take more than their record, once they have been silent for a while.
+    for _ in 0..10 {
+        ends.wait(Duration::from_secs(1));
+    }
+    ends.check();
+    for end in [&mut ends.a, &mut ends.b] {
+        assert!(end.resources.budget.used() < 10_001 * 1024);
+        assert_eq!(end.resources.counters.flows_slept, 10_001);
+        end.stack.polls = 0;
+    }
+    for _ in 0..40 {
+        ends.wait(Duration::from_secs(1));
+    }
+    assert_eq!((ends.a.stack.polls, ends.b.stack.polls), (0, 0));
 }
 
 /// One acknowledgement for a whole batch would starve smoltcp's sender.
