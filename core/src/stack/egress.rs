@@ -6,7 +6,7 @@ use smoltcp::iface::PollResult;
 use smoltcp::socket::tcp::State;
 
 use super::device::Port;
-use super::need::LULL;
+use super::need::silence;
 use super::{FlowId, Stack};
 use crate::resources::Resources;
 use crate::wg::{PeerId, padded};
@@ -167,7 +167,8 @@ impl Stack {
             _ => self.interface.poll_at(smoltcp_now, &house.set),
         };
         // One that is not quiet comes here again when it is.
-        let lull = (house.is_quiet() && !flow.seen.is_ending()).then_some(flow.active_at + LULL);
+        let lull = flow.active_at + silence(house.buffers);
+        let lull = (house.is_quiet() && !flow.seen.is_ending()).then_some(lull);
         let due = due.map(|due| self.instant_of(due));
         match due.into_iter().chain(lull).min() {
             Some(due) => self.timers.set_no_later(id, due.max(now + STALLED)),

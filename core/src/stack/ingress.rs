@@ -80,6 +80,7 @@ impl Stack {
             return;
         }
         let smoltcp_now = self.smoltcp_instant(now);
+        let mut is_new = false;
         let mut port = Port {
             mtu: self.config.mtu,
             incoming: None,
@@ -106,10 +107,12 @@ impl Stack {
                     flow.wire.outgoing(now, self.reply.packet_mut());
                 }
                 let was_half_open = flow.is_half_open();
+                let was_established = flow.seen.established;
                 let before = flow.seen.state;
                 if flow.observe() && matches!(before, Some(State::Listen | State::SynSent)) {
                     flow.wire.met(packet);
                 }
+                is_new = !was_established && flow.seen.established;
                 if flow.seen.state == Some(State::TimeWait) {
                     flow.ended.get_or_insert(smoltcp_now);
                 }
@@ -138,6 +141,9 @@ impl Stack {
             }
         }
         self.push_reply(peer);
+        if let Some(id) = id.filter(|_| is_new) {
+            self.move_in(now, id, resources);
+        }
         if let Some(id) = id {
             self.touch(id);
             self.enqueue(id);

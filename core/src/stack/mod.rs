@@ -383,15 +383,14 @@ impl Stack {
             resources.counters.refused_flows_full += 1;
             return Err(ConnectError::TooManyFlows);
         }
-        let first = largest.min(BufferClass::FIRST);
-        let class = resources.budget.affordable(first, 2, FLOW_STATE + HOUSE_STATE, 0);
-        let buffers = class.map(Buffers::both);
-        let Some(buffers) =
-            buffers.filter(|buffers| resources.budget.charge(FLOW_STATE + HOUSE_STATE + buffers.bytes()))
-        else {
+        // Nobody knows yet whether anything comes of it.
+        let buffers = Buffers::both(BufferClass::SMALLEST);
+        let cost = FLOW_STATE + HOUSE_STATE + buffers.bytes();
+        let affordable = resources.budget.affordable(BufferClass::SMALLEST, 0, cost, 0);
+        if affordable.is_none() || !resources.budget.charge(cost) {
             resources.counters.refused_memory += 1;
             return Err(ConnectError::NoMemory);
-        };
+        }
         let inserted = self
             .flows
             .insert_with(|_| Flow::new(now, peer, key, buffers, largest, inbound));

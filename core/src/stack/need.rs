@@ -1,6 +1,7 @@
 //! What size of buffers a flow needs, and when it moves to get them.
 //!
-//! A flow begins small. Its receive buffer grows when more than it holds arrives within a second and is taken as fast; the
+//! A flow begins small: with next to nothing until its connection is established, then with enough for a small request
+//! and its answer. Its receive buffer grows when more than it holds arrives within a second and is taken as fast; the
 //! other end may then send more at a time. Its send buffer grows when what is on its way nearly fills it and the other end
 //! would take more. Both shrink when they are far larger than what was moved of late. Before a move whatever was sent must
 //! be acknowledged; so a flow that wishes to move takes no more from its owner, which costs it up to a round trip. Hence
@@ -27,7 +28,7 @@ pub(super) struct Need {
     looked: Instant,
     /// Bytes that have arrived since then.
     arrived_since_look: usize,
-    /// The socket is still the first one, with smoltcp's small congestion window.
+    /// The socket is still the one in which the connection was opened, with smoltcp's small congestion window.
     fresh: bool,
     wish: Option<Wish>,
     /// Nothing is wished before.
@@ -46,8 +47,20 @@ const SPELL: Duration = Duration::from_secs(1);
 const WISH_LASTS: Duration = Duration::from_secs(2);
 /// How long nothing is wished after a wish that could not be had.
 const CONTENT: Duration = Duration::from_secs(1);
-/// How often it is looked at whether the buffers of a flow are too large, and after how much silence it needs none.
-pub(super) const LULL: Duration = Duration::from_secs(3);
+/// How often it is looked at whether the buffers of a flow are too large.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// After how much silence a flow needs no buffers; one that has grown would have to grow again.
+const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE_OF_LARGE: Duration = Duration::from_secs(5);
+
+/// After how much silence a flow with such buffers needs none.
+pub(super) fn silence(buffers: Buffers) -> Duration {
+    if buffers.bytes() > Buffers::both(BufferClass::FIRST).bytes() {
+        SILENCE_OF_LARGE
+    } else {
+        SILENCE
+    }
+}
 
 impl Need {
     pub(super) fn new(now: Instant, most: BufferClass) -> Self {
@@ -75,6 +88,12 @@ impl Need {
         }
         self.arrived += bytes;
         self.arrived_since_look += bytes;
+    }
+
+    /// What a flow gets once its connection is established, instead of what it had until then.
+    fn first(&self, has: Buffers, budget: &Budget) -> Buffers {
+        let class = budget.affordable(self.most.min(BufferClass::FIRST), 2, 0, has.bytes());
+        class.map_or(has, Buffers::both)
     }
 
     /// The flow wishes to move: as soon as what was sent is acknowledged.
@@ -116,7 +135,7 @@ impl Need {
             let enough = BufferClass::holding(wire.remote_window());
             wanted.send = self.larger(has.send, self.most.min(enough), budget);
         }
-        if now.saturating_duration_since(self.looked) >= LULL {
+        if now.saturating_duration_since(self.looked) >= LOOK_EVERY {
             self.looked = now;
             let arrived = std::mem::take(&mut self.arrived_since_look);
             wanted.receive = smaller(wanted.receive, 2 * arrived);
@@ -168,7 +187,7 @@ impl Stack {
         let is_quiet = house.is_quiet() && !flow.wire.has_holes();
         let buffers = match flow.need.wish {
             Some(wish) if is_quiet => wish.buffers,
-            None if flow.need.fresh && is_quiet => house.buffers,
+            None if flow.need.fresh && is_quiet => flow.need.first(house.buffers, &resources.budget),
             None if wished => {
                 self.touch(id);
                 return false;
@@ -183,6 +202,25 @@ impl Stack {
         };
         flow.wire.outgoing(now, self.next.packet_mut());
         true
+    }
+
+    /// Moves a flow whose connection was just established out of the house in which it waited for that, before anything is
+    /// sent. What the other end should hear of it is queued.
+    pub(super) fn move_in(&mut self, now: Instant, id: FlowId, resources: &mut Resources) {
+        let Some(flow) = self.flows.get_mut(id.0) else { return };
+        let Some(house) = flow.house.as_ref().filter(|house| house.is_quiet()) else {
+            return;
+        };
+        let (peer, buffers) = (flow.peer, flow.need.first(house.buffers, &resources.budget));
+        // The next packet may have been made already, for another flow.
+        std::mem::swap(&mut self.reply, &mut self.next);
+        if self.move_flow(now, id, buffers, resources)
+            && let Some(flow) = self.flows.get_mut(id.0)
+        {
+            flow.wire.outgoing(now, self.next.packet_mut());
+        }
+        std::mem::swap(&mut self.reply, &mut self.next);
+        self.push_reply(peer);
     }
 
     /// Moves a quiet flow. Returns whether the other end should hear of it: what to tell it is in the slot of the next

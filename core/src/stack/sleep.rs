@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::flow::Flow;
 use super::house::{Builder, DEAD_SECONDS, HOUSE_STATE, House, KEEP_ALIVE_SECONDS};
-use super::need::LULL;
+use super::need::silence;
 use super::wire::{self, Way};
 use super::{FlowId, Stack};
 use crate::budget::{BufferClass, Buffers};
@@ -39,8 +39,11 @@ impl Stack {
         let Some(flow) = self.flows.get_mut(id.0) else {
             return false;
         };
-        let is_silent = now.saturating_duration_since(flow.active_at) >= LULL;
-        if !is_silent || flow.seen.is_ending() || !flow.house.as_ref().is_some_and(House::is_quiet) {
+        let Some(house) = flow.house.as_ref().filter(|house| house.is_quiet()) else {
+            return false;
+        };
+        let silent_for = now.saturating_duration_since(flow.active_at);
+        if silent_for < silence(house.buffers) || flow.seen.is_ending() {
             return false;
         }
         let before = flow.charge();
