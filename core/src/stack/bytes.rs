@@ -52,10 +52,11 @@ impl Stack {
         let Some(flow) = self.flows.get_mut(id.0) else {
             return 0;
         };
+        if !flow.can_send() {
+            return 0;
+        }
         let Some(house) = &mut flow.house else {
-            if flow.can_send() {
-                self.rouse(id);
-            }
+            self.rouse(id);
             return 0;
         };
         let sent = house.socket_mut().send_slice(bytes).unwrap_or(0);

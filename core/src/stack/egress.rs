@@ -169,8 +169,9 @@ impl Stack {
         // One that is not quiet comes here again when it is.
         let lull = flow.active_at + silence(house.buffers);
         let lull = (house.is_quiet() && !flow.seen.is_ending()).then_some(lull);
+        let wish_ends = flow.need.wish_ends();
         let due = due.map(|due| self.instant_of(due));
-        match due.into_iter().chain(lull).min() {
+        match due.into_iter().chain(lull).chain(wish_ends).min() {
             Some(due) => self.timers.set_no_later(id, due.max(now + STALLED)),
             None => self.timers.clear(id),
         }

@@ -125,8 +125,8 @@ impl Flow {
     /// Whether there is room for bytes to send, or would be as soon as there are any.
     pub(super) fn can_send(&self) -> bool {
         match &self.house {
-            // One that wishes to move must have everything acknowledged first.
-            Some(house) => house.socket().can_send() && !(self.need.wishes() && house.socket().send_queue() > 0),
+            // One that wishes to move must come to rest first.
+            Some(house) => house.socket().can_send() && !self.need.wishes(),
             None => !self.wakes && !self.seen.is_ending(),
         }
     }

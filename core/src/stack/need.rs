@@ -38,13 +38,15 @@ pub(super) struct Need {
 #[derive(Clone, Copy, Debug)]
 struct Wish {
     buffers: Buffers,
-    since: Instant,
+    /// When it is given up.
+    ends: Instant,
 }
 
 /// What arrives within this time counts for the receive buffer.
 const SPELL: Duration = Duration::from_secs(1);
-/// How long a wish holds the owner back.
-const WISH_LASTS: Duration = Duration::from_secs(2);
+/// How long a wish holds the owner back, beside two round trips, and at most.
+const WISH_LASTS: Duration = Duration::from_millis(200);
+const WISH_LASTS_AT_MOST: Duration = Duration::from_secs(2);
 /// How long nothing is wished after a wish that could not be had.
 const CONTENT: Duration = Duration::from_secs(1);
 /// How often it is looked at whether the buffers of a flow are too large.
@@ -96,9 +98,14 @@ impl Need {
         class.map_or(has, Buffers::both)
     }
 
-    /// The flow wishes to move: as soon as what was sent is acknowledged.
+    /// The flow wishes to move, as soon as what was sent is acknowledged and what was received is taken.
     pub(super) fn wishes(&self) -> bool {
         self.wish.is_some()
+    }
+
+    /// When its wish is given up.
+    pub(super) fn wish_ends(&self) -> Option<Instant> {
+        self.wish.map(|wish| wish.ends)
     }
 
     /// There is no reason to wait for a move any more. Returns whether there was one.
@@ -115,16 +122,19 @@ impl Need {
     }
 
     /// Looks whether other buffers than those there are would serve better.
-    fn consider(&mut self, now: Instant, has: Buffers, wire: &mut Wire, budget: &Budget) {
+    fn consider(&mut self, now: Instant, house: &House, wire: &mut Wire, budget: &Budget) {
+        let has = house.buffers;
         if let Some(wish) = self.wish {
-            if now.saturating_duration_since(wish.since) > WISH_LASTS {
+            if now >= wish.ends {
                 self.give_up(now);
             }
             return;
         }
         let flight = usize::try_from(wire.most_in_flight).unwrap_or(usize::MAX);
         let mut wanted = has;
-        if self.arrived >= has.receive + has.receive / 2 && now >= self.content_until {
+        // One whose owner does not keep up is not slow for want of a window.
+        let keeps_up = house.socket().recv_queue() == 0;
+        if keeps_up && self.arrived >= has.receive + has.receive / 2 && now >= self.content_until {
             wanted.receive = self.larger(has.receive, self.most, budget);
             if !wire.scales() {
                 wanted.receive = wanted.receive.min(UNSCALED_WINDOW.max(has.receive));
@@ -145,9 +155,10 @@ impl Need {
             wire.most_in_flight = wire.in_flight();
         }
         if wanted != has {
+            let lasts = WISH_LASTS + wire.round_trip.unwrap_or_default() * 2;
             self.wish = Some(Wish {
                 buffers: wanted,
-                since: now,
+                ends: now + lasts.min(WISH_LASTS_AT_MOST),
             });
         }
     }
@@ -183,7 +194,7 @@ impl Stack {
         }
         let wished = flow.need.wishes();
         flow.need
-            .consider(now, house.buffers, &mut flow.wire, &resources.budget);
+            .consider(now, house, &mut flow.wire, &resources.budget);
         let is_quiet = house.is_quiet() && !flow.wire.has_holes();
         let buffers = match flow.need.wish {
             Some(wish) if is_quiet => wish.buffers,
