@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use portal_core::{AgentConfig, Kind, RelayConfig, RelayEvent, StreamId};
-use portal_sim::{Opening, TargetScript, World, agent_config, relay_config, service};
+use portal_sim::{Opening, TargetScript, World, agent_config, pattern, relay_config, service};
 
 /// An arbitrary origin for the virtual clock.
 #[expect(clippy::disallowed_methods, reason = "never compared with another clock")]
@@ -103,6 +103,23 @@ fn a_transfer_that_slows_down_gives_back_what_it_does_not_need() {
         "{busy:?}, then {slow:?}"
     );
     upload(&mut world, visitor, 16 * MIB);
+    world.check_invariants();
+}
+
+#[test]
+fn talk_in_both_directions_gets_large_buffers_too() {
+    let mut world = world(|_, _| {});
+    let visitor = world.visit(world.public_port(0)).expect("accepted");
+    let bytes = pattern(32 << 20);
+    let start = world.now;
+    world.say(visitor, &bytes);
+    world.run_until("the echo", |world| {
+        world.relays[0].sockets[&visitor].received.len() == bytes.len()
+    });
+    assert!(world.visitor(visitor).received == bytes);
+    let took = world.now - start;
+    assert!(took < Duration::from_secs(4), "{took:?} at a round trip of 20 ms");
+    world.run(SILENCE);
     world.check_invariants();
 }
 

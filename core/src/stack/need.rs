@@ -193,8 +193,7 @@ impl Stack {
             return false;
         }
         let wished = flow.need.wishes();
-        flow.need
-            .consider(now, house, &mut flow.wire, &resources.budget);
+        flow.need.consider(now, house, &mut flow.wire, &resources.budget);
         let is_quiet = house.is_quiet() && !flow.wire.has_holes();
         let buffers = match flow.need.wish {
             Some(wish) if is_quiet => wish.buffers,
