@@ -41,7 +41,7 @@ impl BufferClass {
     pub(crate) const LARGEST: Self = Self(6 * 1024 * 1024);
 
     /// Its size in bytes.
-    pub(crate) fn bytes(self) -> usize {
+    pub(crate) const fn bytes(self) -> usize {
         self.0
     }
 

@@ -19,7 +19,7 @@ use super::device::{PacketSlot, Port};
 use super::flow::endpoint;
 use super::wire::{self, Head, Way, Wire};
 use super::{FlowKey, SPEED};
-use crate::budget::Buffers;
+use crate::budget::{BufferClass, Buffers};
 
 /// The set holds this one socket for as long as it stands behind the flow.
 pub(super) struct House {
@@ -54,6 +54,8 @@ const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60 * SPEED);
 const SMOLTCP_FIRST_WINDOW: usize = 2048;
 /// The one that RFC 6928 allows.
 const FIRST_WINDOW: usize = 14_600;
+/// How many packets are made up at most: enough for the largest buffer, unless the other end takes tiny ones only.
+const MOST_PACKETS: usize = BufferClass::LARGEST.bytes() / PACKET.len();
 /// Bytes that are made up; fewer than a packet holds.
 const PACKET: [u8; 1200] = [0; 1200];
 
@@ -101,11 +103,12 @@ impl House {
         let mut window = SMOLTCP_FIRST_WINDOW;
         let offered = PACKET.len().min(wire.remote_mss()).min(buffers.send);
         let wanted = in_flight.max(FIRST_WINDOW.min(10 * wire.remote_mss()));
+        let wanted = wanted.min(MOST_PACKETS * offered);
         // Nothing can be sent into a window of the other end that has closed, not even within the machine.
         while window < wanted && offered <= wire.remote_window() {
             house.socket_mut().send_slice(&PACKET[..offered]).ok()?;
             while house.socket().send_queue() > 0 {
-                let sent = builder.swallow(&mut house, before)?;
+                let sent = builder.swallow(&mut house, before).filter(|sent| sent.payload > 0)?;
                 next = next.wrapping_add(sent.payload);
                 builder.feed(&mut house, now, key, wire.made_up_ack(next));
                 window += usize::try_from(sent.payload).ok()?;

@@ -259,8 +259,12 @@ impl Wire {
 
     /// The most bytes in a packet that the other end takes.
     pub(super) fn remote_mss(&self) -> usize {
-        // The value for those who do not say (RFC 9293, 3.7.1).
-        self.remote.mss.map_or(536, usize::from)
+        match self.remote.mss {
+            // The value for those who do not say (RFC 9293, 3.7.1).
+            None | Some(0) => 536,
+            // smoltcp takes nobody at their word who says less.
+            Some(mss) => usize::from(mss).max(48),
+        }
     }
 
     /// Whether the other end should hear of a window of this size: it is another one than it knows of, or what was taken

@@ -193,7 +193,7 @@ impl Pair {
                     Some(TcpSeqNumber(script.next as i32)),
                     "all is acknowledged"
                 );
-                assert!(repr.payload.len() <= usize::from(script.manners.mss.unwrap_or(536)));
+                assert!(repr.payload.len() <= usize::from(script.manners.mss.filter(|&mss| mss > 0).unwrap_or(536)));
                 let window = u32::from(repr.window_len) << script.manners.scale.map_or(0, |_| 7);
                 script.edge = script.next.wrapping_add(window);
                 let seq = repr.seq_number.0 as u32;
@@ -301,7 +301,17 @@ fn the_other_end_sees_one_connection() {
         mss: Some(1000),
         sack: false,
     };
-    for manners in [MODERN, ANCIENT, odd] {
+    let mad = Manners {
+        scale: Some(14),
+        mss: Some(0),
+        sack: true,
+    };
+    let tiny = Manners {
+        scale: Some(2),
+        mss: Some(50),
+        sack: true,
+    };
+    for manners in [MODERN, ANCIENT, odd, mad, tiny] {
         for script_opens in [true, false] {
             let mut pair = Pair::new(script_opens, manners);
             let first = Buffers::both(BufferClass::FIRST);
