@@ -121,7 +121,8 @@ impl Stack {
                 }
                 if has_data {
                     flow.active_at = now;
-                    flow.need.arrived(now, packet.len().saturating_sub(HEADERS));
+                    let payload = packet.len().saturating_sub(HEADERS);
+                    flow.need.arrived(now, payload, flow.wire.round_trip);
                     flow.unacknowledged += 1;
                     if flow.unacknowledged >= ACKNOWLEDGE_EVERY && self.reply.is_empty() {
                         flow.unacknowledged = 0;

@@ -1,7 +1,7 @@
 //! What size of buffers a flow needs, and when it moves to get them.
 //!
 //! A flow begins small: with next to nothing until its connection is established, then with enough for a small request
-//! and its answer. Its receive buffer grows when more than it holds arrives within a second and is taken as fast; the
+//! and its answer. Its receive buffer grows when more than it holds arrives within a few round trips and is taken as fast; the
 //! other end may then send more at a time. Its send buffer grows when what is on its way nearly fills it and the other end
 //! would take more. Both shrink when they are far larger than what was moved of late. Before a move whatever was sent must
 //! be acknowledged; so a flow that wishes to move takes no more from its owner, which costs it up to a round trip. Hence
@@ -42,8 +42,11 @@ struct Wish {
     ends: Instant,
 }
 
-/// What arrives within this time counts for the receive buffer.
-const SPELL: Duration = Duration::from_secs(1);
+/// What arrives within so many round trips counts for the receive buffer: where the window is what holds the other end
+/// back, it is filled once in each. Over short ones a window that is larger than that would only be slower memory.
+const SPELL_ROUND_TRIPS: u32 = 8;
+const SHORTEST_SPELL: Duration = Duration::from_millis(5);
+const LONGEST_SPELL: Duration = Duration::from_secs(1);
 /// How long a wish holds the owner back, beside two round trips, and at most.
 const WISH_LASTS: Duration = Duration::from_millis(200);
 const WISH_LASTS_AT_MOST: Duration = Duration::from_secs(2);
@@ -84,8 +87,11 @@ impl Need {
     }
 
     /// Bytes have arrived.
-    pub(super) fn arrived(&mut self, now: Instant, bytes: usize) {
-        if now.saturating_duration_since(self.since) > SPELL {
+    pub(super) fn arrived(&mut self, now: Instant, bytes: usize, round_trip: Option<Duration>) {
+        let spell = round_trip.map_or(LONGEST_SPELL, |took| {
+            (took * SPELL_ROUND_TRIPS).clamp(SHORTEST_SPELL, LONGEST_SPELL)
+        });
+        if now.saturating_duration_since(self.since) > spell {
             (self.since, self.arrived) = (now, 0);
         }
         self.arrived += bytes;
