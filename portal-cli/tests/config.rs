@@ -1,5 +1,10 @@
 //! Files: a relay and an agent that are started with one, looked at with --check, and told to read it again.
 
+#![cfg_attr(
+    not(feature = "tokio"),
+    allow(dead_code, unused_imports, reason = "tests that serve files are not there")
+)]
+
 mod common;
 
 use std::io::{Read, Write};
@@ -226,6 +231,7 @@ fn flags_go_before_variables_and_variables_before_the_file() {
     assert_eq!(home.files(), ["relay.toml"], "nothing is made");
 }
 
+#[cfg(feature = "tokio")]
 #[test]
 fn check_says_what_would_be_run_and_makes_nothing() {
     let home = Home::new();
@@ -481,6 +487,7 @@ fn a_hangup_changes_the_plain_peers_of_a_relay() {
     assert_eq!(relay.stop().status.code(), Some(0));
 }
 
+#[cfg(feature = "tokio")]
 #[test]
 fn a_hangup_has_the_relay_read_grants_and_file_again() {
     let home = Home::new();

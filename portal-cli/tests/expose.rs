@@ -61,6 +61,7 @@ fn a_folder_is_on_a_url_byte_for_byte_and_nothing_outside_it() {
     assert!(ended.err.contains("3000"), "a line for each visitor: {}", ended.err);
 }
 
+#[cfg(feature = "tokio")]
 #[test]
 fn the_name_stays_the_same_from_one_start_to_the_next() {
     let home = tempfile::tempdir().unwrap();
@@ -116,6 +117,7 @@ fn results_are_json_for_machines() {
     assert!(line["public"].as_str().unwrap().starts_with("http://"), "{line}");
 }
 
+#[cfg(feature = "tokio")]
 #[test]
 fn a_connection_is_a_line_for_people_one_of_json_for_machines_and_none_if_quiet() {
     let home = tempfile::tempdir().unwrap();
@@ -160,6 +162,7 @@ fn a_connection_is_a_line_for_people_one_of_json_for_machines_and_none_if_quiet(
     }
 }
 
+#[cfg(feature = "tokio")]
 #[test]
 fn an_idle_visitor_does_not_hold_up_the_end() {
     use std::io::{Read, Write};
