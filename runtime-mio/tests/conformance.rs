@@ -1,11 +1,10 @@
 //! The conformance suite, for every pair of the runtimes that are shipped.
 
 use std::net::UdpSocket;
-use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use portal_conformance::{Adapter, Started, conformance};
+use portal_conformance::{Adapter, Started, conformance, forwarded};
 use portal_core::Machine;
 
 #[derive(Clone, Copy)]
@@ -25,31 +24,18 @@ impl Adapter for Mio {
         M: Machine + Send + 'static,
         M::Event: Send + 'static,
     {
-        let (parts, started) = channel();
-        let (tell, events) = channel();
-        let ended = thread::spawn(move || {
-            let settings = portal_runtime_mio::Settings {
-                shutdown_grace: grace,
-                ..portal_runtime_mio::Settings::small()
-            };
-            let (driver, handle, mut told) = portal_runtime_mio::Driver::new(machine, tunnel, settings).unwrap();
-            parts.send(handle).unwrap();
-            thread::spawn(move || {
-                while let Some(event) = told.recv_blocking() {
-                    if tell.send(event).is_err() {
-                        return;
-                    }
-                }
-            });
-            driver.run().clean
-        });
-        let handle = started.recv().unwrap();
+        use portal_runtime_mio::{Driver, Settings};
+        let settings = Settings {
+            shutdown_grace: grace,
+            ..Settings::small()
+        };
+        let (driver, handle, mut told) = Driver::new(machine, tunnel, settings).unwrap();
         let calls = handle.clone();
         Started {
             call: Box::new(move |call| calls.call_blocking(call).expect("it runs")),
-            events,
+            events: forwarded(move || told.recv_blocking()),
             shutdown: Box::new(move || handle.shutdown()),
-            ended,
+            ended: thread::spawn(move || driver.run().clean),
         }
     }
 }
@@ -60,39 +46,26 @@ impl Adapter for Tokio {
         M: Machine + Send + 'static,
         M::Event: Send + 'static,
     {
-        let (parts, started) = channel();
-        let (tell, events) = channel();
-        let ended = thread::spawn(move || {
-            let settings = portal_runtime_tokio::Settings {
-                shutdown_grace: grace,
-                ..portal_runtime_tokio::Settings::default()
-            };
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                let handlers = portal_runtime_tokio::Handlers::new();
-                let (driver, handle, mut told) =
-                    portal_runtime_tokio::Driver::new(machine, tunnel, settings, handlers).unwrap();
-                parts.send(handle).unwrap();
-                thread::spawn(move || {
-                    while let Some(event) = told.recv_blocking() {
-                        if tell.send(event).is_err() {
-                            return;
-                        }
-                    }
-                });
-                driver.run().await.clean
-            })
-        });
-        let handle = started.recv().unwrap();
+        use portal_runtime_tokio::{Driver, Handlers, Settings};
+        let settings = Settings {
+            shutdown_grace: grace,
+            ..Settings::default()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let made = {
+            let _inside = runtime.enter();
+            Driver::new(machine, tunnel, settings, Handlers::new())
+        };
+        let (driver, handle, mut told) = made.unwrap();
         let calls = handle.clone();
         Started {
             call: Box::new(move |call| calls.call_blocking(call).expect("it runs")),
-            events,
+            events: forwarded(move || told.recv_blocking()),
             shutdown: Box::new(move || handle.shutdown()),
-            ended,
+            ended: thread::spawn(move || runtime.block_on(driver.run()).clean),
         }
     }
 }

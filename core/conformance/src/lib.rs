@@ -8,8 +8,8 @@ pub mod cases;
 pub mod world;
 
 use std::net::UdpSocket;
-use std::sync::mpsc::Receiver;
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use portal_core::Machine;
@@ -36,6 +36,19 @@ pub struct Started<M: Machine> {
     pub shutdown: Box<dyn Fn() + Send + Sync>,
     /// Its end: whether everything was finished.
     pub ended: JoinHandle<bool>,
+}
+
+/// What a machine tells, by a function that waits for the next event, on a thread of its own.
+pub fn forwarded<E: Send + 'static>(mut next: impl FnMut() -> Option<E> + Send + 'static) -> Receiver<E> {
+    let (tell, events) = channel();
+    thread::spawn(move || {
+        while let Some(event) = next() {
+            if tell.send(event).is_err() {
+                return;
+            }
+        }
+    });
+    events
 }
 
 /// Makes a module of tests: each case, or those that are named, with one adapter under the relay and one under the agent.
