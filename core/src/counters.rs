@@ -64,6 +64,8 @@ counters! {
     refused_memory,
     /// Times that a silent flow could not have its buffers back at once because the memory budget is used up.
     wakes_delayed,
+    /// Acknowledgements heard in packets that had nothing else: both ends sent again at the same time.
+    late_acknowledgements,
     /// Flows refused because too many are half open.
     refused_half_open,
     /// Connections inside the tunnel refused with a RST because nothing listens on their port.

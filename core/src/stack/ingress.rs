@@ -7,6 +7,7 @@ use smoltcp::socket::tcp::State;
 use super::device::Port;
 use super::flow::endpoint;
 use super::ip::{self, Inner, Payload};
+use super::wire::{self, Way, count};
 use super::{FlowId, FlowKey, Stack, TunnelDatagram};
 use crate::resources::Resources;
 use crate::wg::{PeerId, padded};
@@ -98,8 +99,22 @@ impl Stack {
             Some(flow) if flow.seen.state == Some(State::TimeWait) => return,
             Some(flow) => {
                 let Some(house) = &mut flow.house else { return };
+                let unread = count(house.socket().recv_queue()) + u32::from(flow.seen.remote_fin);
+                let unacknowledged = count(house.socket().send_queue());
+                let news = flow.wire.late_news(packet, unread, unacknowledged);
                 flow.wire.incoming(now, packet);
                 flow.heard = now;
+                if let Some(news) = news {
+                    let mut room = [0; wire::MADE_UP];
+                    let mut port = Port {
+                        mtu: self.config.mtu,
+                        incoming: Some(wire::write(&mut room, self.address, &flow.key, Way::In, news)),
+                        outgoing: &mut *port.outgoing,
+                    };
+                    self.interface
+                        .poll_ingress_single(smoltcp_now, &mut port, &mut house.set);
+                    resources.counters.late_acknowledgements += 1;
+                }
                 port.incoming = Some(packet);
                 self.interface
                     .poll_ingress_single(smoltcp_now, &mut port, &mut house.set);

@@ -184,6 +184,27 @@ impl Wire {
         }
     }
 
+    /// The acknowledgement in a packet of the other end that has nothing else for a socket, as all its bytes have arrived
+    /// before. smoltcp drops such a packet with all that it says. Its answer names the number that it sends next, which it
+    /// sets back when it sends again: if both ends do that at once, neither would ever hear of the other's
+    /// acknowledgement.
+    ///
+    /// `unread` bytes wait in the socket (an end counts as one), and `unacknowledged` have been put into it and are not
+    /// known to have arrived. The packet is as it came, not translated.
+    pub(super) fn late_news(&self, packet: &[u8], unread: u32, unacknowledged: u32) -> Option<TcpRepr<'static>> {
+        let head = Head::of(packet)?;
+        let next = self.taken.wrapping_add(unread);
+        let is_old = head.flags & (SYN | RST | ACK) == ACK && is_after(next, head.seq) && !is_after(head.end(), next);
+        let known = self.put.wrapping_sub(unacknowledged);
+        let is_news = is_after(head.ack, known) && !is_after(head.ack, self.sent);
+        (is_old && is_news).then(|| TcpRepr {
+            seq_number: number(next),
+            ack_number: Some(number(head.ack.wrapping_sub(self.offset))),
+            window_len: head.window,
+            ..BLANK
+        })
+    }
+
     /// Translates a packet that is for the socket, and notes what it tells.
     pub(super) fn incoming(&mut self, now: Instant, packet: &mut [u8]) {
         let Some(head) = Head::of(packet) else { return };
@@ -433,7 +454,8 @@ fn is_keep_alive(seq: u32, end: u32, sent: u32) -> bool {
     end == sent && end.wrapping_sub(seq) == 1
 }
 
-fn count(bytes: usize) -> u32 {
+/// A size in terms of sequence numbers.
+pub(super) fn count(bytes: usize) -> u32 {
     u32::try_from(bytes).expect("a buffer is smaller than 4 GiB")
 }
 

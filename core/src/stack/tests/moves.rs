@@ -355,6 +355,30 @@ fn the_other_end_sees_one_connection() {
     }
 }
 
+/// Both ends have lost what the other sent, and send it again at the same time: what is acknowledged stands in packets
+/// whose bytes are old.
+#[test]
+fn an_acknowledgement_in_a_packet_that_is_sent_again_is_heard() {
+    for manners in [MODERN, ANCIENT] {
+        let mut pair = Pair::new(true, manners);
+        pair.upload(1000);
+        let bytes: Vec<_> = (0..1500).map(byte).collect();
+        assert_eq!(pair.end.stack.send(pair.flow, &bytes), bytes.len());
+        assert!(!pair.packets().is_empty());
+        pair.script.expected = pair.script.expected.wrapping_add(1500);
+        pair.script.next = pair.script.next.wrapping_sub(100);
+        let again: Vec<_> = (900..1000).map(byte).collect();
+        pair.feed(TcpControl::Psh, Some(pair.script.expected), &again);
+        let flow = pair.end.stack.flows.get(pair.flow.0).unwrap();
+        assert_eq!(flow.house.as_ref().unwrap().socket().send_queue(), 0);
+        assert_eq!(pair.end.resources.counters.late_acknowledgements, 1);
+        // And answered, by an acknowledgement of all that was sent.
+        pair.exchange();
+        pair.upload(5000);
+        pair.check();
+    }
+}
+
 #[test]
 fn a_sleeper_answers_signs_of_life_without_waking_and_wakes_for_a_fin() {
     let mut pair = Pair::new(true, MODERN);
