@@ -150,6 +150,12 @@ pub enum AgentEvent {
         /// Why, for people.
         message: String,
     },
+    /// The memory budget is used up: something was refused for want of it, and what is there goes on. Said at most once
+    /// a minute.
+    MemoryShort {
+        /// How many connections, flows, peers and the like were refused since this was last said.
+        refused: u64,
+    },
     /// A visitor's connection could not be joined to its target.
     TargetFailed {
         /// Of which service.
@@ -360,6 +366,9 @@ impl Owned for Agent {
                 NodeEvent::Ended(ended) => self.ended(&ended),
             }
         }
+        if let Some(refused) = self.node.resources.refusals_to_tell(now) {
+            self.node.event(AgentEvent::MemoryShort { refused });
+        }
         self.uplink.note_state(now);
     }
 }
@@ -456,7 +465,14 @@ impl Machine for Agent {
 
     fn poll_transmit(&mut self, now: Instant, batch: &mut TransmitBatch) -> bool {
         let now = self.node.clamp(now);
-        self.node.poll_transmit(now, batch)
+        while !self.node.poll_transmit(now, batch) {
+            // A flow that has moved or woken may take bytes again.
+            if !self.node.stack.has_touched() {
+                return false;
+            }
+            self.settle(now);
+        }
+        true
     }
 
     fn poll_action(&mut self) -> Option<Action<AgentEvent>> {

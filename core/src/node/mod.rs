@@ -213,7 +213,7 @@ impl<X, E> Node<X, E> {
             self.resources.counters.datagrams_received += 1;
             let opened = self.wg.open(now, path, datagram, &mut plain, &mut self.resources);
             let Some((peer, len)) = opened else { continue };
-            if let Some(packet) = self.stack.ingress(now, peer, &plain[..len], &mut self.resources) {
+            if let Some(packet) = self.stack.ingress(now, peer, &mut plain[..len], &mut self.resources) {
                 let contents = packet.contents.clone();
                 udp(self, peer, packet, &plain[contents]);
             }

@@ -235,6 +235,12 @@ pub enum RelayEvent {
         /// Why.
         error: PlainPeerError,
     },
+    /// The memory budget is used up: something was refused for want of it, and what is there goes on. Said at most once
+    /// a minute.
+    MemoryShort {
+        /// How many connections, flows, peers and the like were refused since this was last said.
+        refused: u64,
+    },
     /// A visitor sends datagrams, for the first time or again after a silence.
     DatagramVisitor {
         /// The lease's public address.
@@ -583,6 +589,9 @@ impl Owned for Relay {
                 NodeEvent::Ended(ended) => self.ended(ended),
             }
         }
+        if let Some(refused) = self.node.resources.refusals_to_tell(now) {
+            self.node.event(RelayEvent::MemoryShort { refused });
+        }
     }
 }
 
@@ -672,7 +681,14 @@ impl Machine for Relay {
 
     fn poll_transmit(&mut self, now: Instant, batch: &mut TransmitBatch) -> bool {
         let now = self.node.clamp(now);
-        self.node.poll_transmit(now, batch)
+        while !self.node.poll_transmit(now, batch) {
+            // A flow that has moved or woken may take bytes again.
+            if !self.node.stack.has_touched() {
+                return false;
+            }
+            self.settle(now);
+        }
+        true
     }
 
     fn poll_action(&mut self) -> Option<Action<RelayEvent>> {
