@@ -197,7 +197,6 @@ pub struct Agent {
     services: Services,
     inbound: Inbound,
     associations: TargetAssociations,
-    closing: bool,
 }
 
 impl Agent {
@@ -221,7 +220,6 @@ impl Agent {
             services,
             inbound: Inbound::new(),
             associations: TargetAssociations::new(config.limits.associations, &mut node.random),
-            closing: false,
             node,
             config,
         };
@@ -370,6 +368,7 @@ impl Owned for Agent {
             self.node.event(AgentEvent::MemoryShort { refused });
         }
         self.uplink.note_state(now);
+        self.node.follow_closing(now);
     }
 }
 
@@ -417,7 +416,7 @@ impl Machine for Agent {
     /// Operators are all that an agent listens to.
     fn accept(&mut self, now: Instant, listener: ListenerId, _: SocketAddr, _: SocketAddr) -> Option<StreamId> {
         let now = self.node.clamp(now);
-        if listener != ADMIN || self.closing {
+        if listener != ADMIN || self.node.is_closing() {
             return None;
         }
         self.node.accept_operator(now)
@@ -491,7 +490,7 @@ impl Machine for Agent {
 
     fn begin_shutdown(&mut self, now: Instant) {
         let now = self.node.clamp(now);
-        self.closing = true;
+        self.node.begin_closing(now);
         if self.config.admin.take().is_some() {
             self.node.actions.push_back(Action::Unlisten { listener: ADMIN });
         }
@@ -500,6 +499,6 @@ impl Machine for Agent {
     }
 
     fn is_finished(&self) -> bool {
-        self.closing && self.node.stream_count() == 0 && self.node.stack.is_drained()
+        self.node.is_finished()
     }
 }

@@ -289,7 +289,6 @@ pub struct Relay {
     sources: Map<IpAddr, u32>,
     quotas: Quotas,
     associations: VisitorAssociations,
-    closing: bool,
 }
 
 impl Relay {
@@ -311,7 +310,6 @@ impl Relay {
             sources: Map::with_hasher(node.random.hasher()),
             quotas: Quotas::new(&config.access),
             associations: VisitorAssociations::new(config.limits.associations, &mut node.random),
-            closing: false,
             node,
             config,
         };
@@ -592,6 +590,7 @@ impl Owned for Relay {
         if let Some(refused) = self.node.resources.refusals_to_tell(now) {
             self.node.event(RelayEvent::MemoryShort { refused });
         }
+        self.node.follow_closing(now);
     }
 }
 
@@ -706,7 +705,7 @@ impl Machine for Relay {
 
     fn begin_shutdown(&mut self, now: Instant) {
         let now = self.node.clamp(now);
-        self.closing = true;
+        self.node.begin_closing(now);
         self.node.stack.unserve(crate::control::PORT);
         let listeners: Vec<_> = self.listeners.iter().map(|(key, _)| key).collect();
         for key in listeners {
@@ -720,7 +719,7 @@ impl Machine for Relay {
     }
 
     fn is_finished(&self) -> bool {
-        self.closing && self.node.stream_count() == 0 && self.node.stack.is_drained()
+        self.node.is_finished()
     }
 }
 

@@ -209,6 +209,13 @@ impl Stack {
         self.served.remove(&port);
     }
 
+    /// Whether a far end that can be reached has yet to hear of a flow's end, or to say its own.
+    pub(crate) fn has_open_flows(&self) -> bool {
+        self.flows
+            .iter()
+            .any(|(_, flow)| !flow.lost && !flow.is_over() && !self.schedule.is_paused(flow.peer))
+    }
+
     pub(crate) fn flow_count(&self) -> usize {
         self.flows.len()
     }

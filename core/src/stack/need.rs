@@ -202,14 +202,15 @@ impl Stack {
         flow.need.consider(now, house, &mut flow.wire, &resources.budget);
         let is_quiet = house.is_quiet() && !flow.wire.has_holes();
         let buffers = match flow.need.wish {
-            Some(wish) if is_quiet => wish.buffers,
-            None if flow.need.fresh && is_quiet => flow.need.first(house.buffers, &resources.budget),
-            None if wished => {
-                self.touch(id);
-                return false;
-            }
-            _ => return false,
+            Some(wish) if is_quiet => Some(wish.buffers),
+            None if flow.need.fresh && is_quiet => Some(flow.need.first(house.buffers, &resources.budget)),
+            _ => None,
         };
+        if wished && !flow.need.wishes() {
+            // The owner was held back for it.
+            self.touch(id);
+        }
+        let Some(buffers) = buffers else { return false };
         if !self.move_flow(now, id, buffers, resources) {
             return false;
         }
