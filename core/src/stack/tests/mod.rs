@@ -66,6 +66,7 @@ impl End {
             }
             self.stack.take_packet();
             packets.push(packet);
+            assert!(packets.len() < 100_000, "a flow that makes packets without end");
         }
         packets
     }

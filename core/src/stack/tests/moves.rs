@@ -379,6 +379,30 @@ fn an_acknowledgement_in_a_packet_that_is_sent_again_is_heard() {
     }
 }
 
+/// smoltcp keeps asking for a window although nothing is left to send, and after a FIN does so without end.
+#[test]
+fn an_other_end_whose_window_stays_shut_after_all_has_arrived_is_not_asked_again() {
+    for manners in [MODERN, ANCIENT] {
+        let mut pair = Pair::new(true, manners);
+        let next = pair.script.expected;
+        pair.end.stack.send(pair.flow, &[1; 1000]);
+        assert!(!pair.packets().is_empty());
+        pair.end.stack.send(pair.flow, &[2; 500]);
+        pair.end.stack.close(pair.flow);
+        assert!(!pair.packets().is_empty());
+        pair.script.window = 0;
+        pair.feed(TcpControl::None, Some(next.wrapping_add(1000)), &[]);
+        pair.feed(TcpControl::None, Some(next.wrapping_add(1501)), &[]);
+        assert_eq!(pair.end.state(pair.flow), Some(State::FinWait2));
+        for _ in 0..30 {
+            pair.now += Duration::from_secs(1);
+            pair.end.stack.handle_timeout(pair.now, &mut pair.end.resources);
+            assert!(pair.packets().is_empty());
+        }
+        pair.check();
+    }
+}
+
 #[test]
 fn a_sleeper_answers_signs_of_life_without_waking_and_wakes_for_a_fin() {
     let mut pair = Pair::new(true, MODERN);
