@@ -48,7 +48,7 @@ pub(crate) use self::admission::source_prefix;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct PeerId(Key);
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl PeerId {
     /// A peer that no table knows.
     pub(crate) fn for_tests(index: u32) -> Self {
