@@ -2,10 +2,20 @@
 //!
 //! Only with the feature `fuzzing`; no part of the crate's contract.
 
-use smoltcp::wire::{IpProtocol, Ipv6Packet, TcpPacket, UdpPacket};
+mod stack_end;
+mod wg_end;
+
+use std::net::Ipv6Addr;
+use std::time::Instant;
+
+use smoltcp::phy::{Checksum, ChecksumCapabilities};
+use smoltcp::wire::{IpProtocol, Ipv6Packet, TcpControl, TcpPacket, TcpRepr, UdpPacket};
 
 use crate::control::{Decoder, ToAgent, ToRelay, encode};
 use crate::stack::{self, Payload};
+
+pub use self::stack_end::{Connection, ConnectionView, MTU, StackEnd};
+pub use self::wg_end::WgEnd;
 
 /// Control frames, cut anywhere: whatever they are, they are messages or an error, however they were cut, and a message
 /// that is written again reads the same.
@@ -23,8 +33,8 @@ pub fn control_frames(bytes: &[u8], step: usize) {
     assert_eq!(whole, decode::<ToAgent>(bytes, step.max(1)), "cuts change nothing");
 }
 
-/// An inner packet: our reading of it is smoltcp's.
-pub fn inner_packet(bytes: &[u8]) {
+/// An inner packet: our reading of it is smoltcp's, and a stack does with it what smoltcp's says.
+pub fn inner_packet(now: Instant, bytes: &[u8]) {
     let ours = stack::parse(bytes);
     let theirs = Ipv6Packet::new_checked(bytes).ok().and_then(|ip| {
         let end = ip.header_len() + usize::from(ip.payload_len());
@@ -49,12 +59,61 @@ pub fn inner_packet(bytes: &[u8]) {
     assert_eq!((ours.source, ours.destination), ends);
     assert_eq!((ours.source_port, ours.destination_port), ports);
     match ours.payload {
-        Payload::Tcp { has_data, .. } => assert_eq!(has_data, len > 0),
+        Payload::Tcp { has_data, .. } => {
+            assert_eq!(has_data, len > 0);
+            // The layer below has looked at the version.
+            if Ipv6Packet::new_unchecked(bytes).version() == 6 {
+                segment(now, bytes, ends, ports);
+            }
+        }
         Payload::Udp(contents) => {
             assert_eq!(contents.len(), len);
             assert!(bytes.get(contents).is_some(), "its contents lie in the packet");
         }
     }
+}
+
+/// A segment reaches a stack that serves its port and has no connections: it gets one by a first segment only, which is
+/// answered in kind, and anything else is answered by a reset or not at all.
+fn segment(now: Instant, bytes: &[u8], (source, destination): (Ipv6Addr, Ipv6Addr), ports: (u16, u16)) {
+    if destination.is_multicast() || destination.is_unspecified() {
+        return; // No end has such an address.
+    }
+    let mut end = StackEnd::at(now, destination);
+    if ports.1 != 0 {
+        end.serve(ports.1);
+    }
+    end.handle_packet(now, bytes);
+    let reply = end.poll_packet(now);
+    assert_eq!(end.poll_packet(now), None, "there is one answer at most");
+    let segment = repr(bytes);
+    let is_first = segment.is_some_and(|segment| segment.control == TcpControl::Syn && segment.ack_number.is_none());
+    // Nobody can be answered who is nobody or many.
+    let is_somebody = !source.is_multicast() && !source.is_unspecified();
+    let opened = end.check_invariants() == 1;
+    assert_eq!(opened, is_first && is_somebody);
+    match reply.as_deref().map(repr) {
+        None => assert!(!opened),
+        Some(reply) => {
+            let reply = reply.expect("a segment");
+            let expected = if opened { TcpControl::Syn } else { TcpControl::Rst };
+            assert_eq!(reply.control, expected);
+            assert_eq!((reply.src_port, reply.dst_port), (ports.1, ports.0));
+            let answered = segment.expect("only a segment is answered");
+            assert_ne!(answered.control, TcpControl::Rst, "a reset is not answered");
+        }
+    }
+}
+
+/// A packet's segment as smoltcp reads it.
+fn repr(packet: &[u8]) -> Option<TcpRepr<'_>> {
+    let ip = Ipv6Packet::new_checked(packet).ok()?;
+    let (source, destination) = (ip.src_addr().into(), ip.dst_addr().into());
+    let end = ip.header_len() + usize::from(ip.payload_len());
+    let tcp = TcpPacket::new_checked(packet.get(ip.header_len()..end)?).ok()?;
+    let mut caps = ChecksumCapabilities::default();
+    caps.tcp = Checksum::Tx;
+    TcpRepr::parse(&tcp, &source, &destination, &caps).ok()
 }
 
 /// All messages at the front of the bytes, and whether an error ends them.

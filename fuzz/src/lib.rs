@@ -4,10 +4,14 @@
 
 #![forbid(unsafe_code)]
 
+mod flows;
+mod handshakes;
 mod lives;
 mod parsers;
 mod tunnel;
 
+pub use flows::flows;
+pub use handshakes::handshakes;
 pub use lives::core_ops;
 pub use parsers::{client_hello, control_frames, http_head, inner_packet, names_and_uris, proxy_header};
 pub use tunnel::{relay_datagrams, tls_visitor};
@@ -16,10 +20,12 @@ pub use tunnel::{relay_datagrams, tls_visitor};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 11] = [
     ("client_hello", client_hello),
     ("control_frames", control_frames),
     ("core_ops", core_ops),
+    ("flows", flows),
+    ("handshakes", handshakes),
     ("http_head", http_head),
     ("inner_packet", inner_packet),
     ("names_and_uris", names_and_uris),

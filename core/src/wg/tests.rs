@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::timers::tests::some_instant;
 
+mod rules;
+
 /// One end.
 struct End {
     wg: Wg,
