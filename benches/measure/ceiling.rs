@@ -13,8 +13,10 @@ use portal_core::uri::RelayUri;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
-use crate::portal::{Build, Pair, mib};
-use crate::target::{echo, request, visit};
+use crate::portal::{Build, Pair, Setting};
+use crate::process::mib;
+use crate::target::{request, visit};
+use crate::worker::{Server, Service, local};
 
 /// What the relay is told, and what the cgroup grants.
 const MEMORY: &str = "64MiB";
@@ -36,9 +38,14 @@ pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
             return Ok(true);
         }
     };
-    let target = echo().await?;
-    let mut pair = Pair::start(build, target, &["--memory", MEMORY], Some(&group.procs()))?;
-    let uri: RelayUri = pair.relay.line.parse().map_err(io::Error::other)?;
+    let server = Server::start(Service::Echo, None)?;
+    let setting = Setting {
+        more: &["--memory", MEMORY],
+        cgroup: Some(&group.procs()),
+        ..Setting::default()
+    };
+    let mut pair = Pair::start(build, server.port, setting)?;
+    let uri: RelayUri = pair.uri.parse().map_err(io::Error::other)?;
     let (port, udp) = (pair.port, pair.udp);
 
     let flood = tokio::task::spawn_blocking(move || flood(udp, uri.key.as_bytes()));
@@ -51,7 +58,7 @@ pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
         let permit = Arc::clone(&at_once).acquire_owned().await.map_err(io::Error::other)?;
         attempts.push(tokio::spawn(async move {
             let attempt = async {
-                let mut visitor = visit(port, number).await.ok()?;
+                let mut visitor = visit(local(port), number).await.ok()?;
                 request(&mut visitor).await.ok()?;
                 Some(visitor)
             };
@@ -102,7 +109,7 @@ pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
 
 /// Sends bytes through the echo and compares what comes back.
 async fn transfer(port: u16, number: usize) -> io::Result<()> {
-    let stream = visit(port, 1000 * (200 + number)).await?;
+    let stream = visit(local(port), 1000 * (200 + number)).await?;
     let (mut reader, mut writer) = stream.into_split();
     let byte = move |at: usize| (at.wrapping_mul(2_654_435_761) >> 11) as u8 ^ number as u8;
     let sending = tokio::spawn(async move {
