@@ -70,6 +70,7 @@ pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
             visitor
         }));
     }
+    eprintln!("{}: all attempts are made", build.name);
     let mut visitors = Vec::new();
     for attempt in attempts {
         visitors.extend(attempt.await.map_err(io::Error::other)?);

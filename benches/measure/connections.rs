@@ -61,7 +61,14 @@ pub(crate) fn many(builds: &[Build]) -> io::Result<bool> {
             let mut crowd = Crowd::new(local(pair.port));
             if let Err(error) = crowd.grow_to(count) {
                 all_held = false;
-                println!("| {} | {count} | {} | NO: {error} | | NO | {} |", build.name, cells(before), busy());
+                println!(
+                    "| {} | {count} | {} | {}: {error}, refusals {:?} | | NO | {} |",
+                    build.name,
+                    cells(before),
+                    cells(both(&pair)?),
+                    pair.refusals()?,
+                    busy()
+                );
                 continue;
             }
             thread::sleep(IDLE);

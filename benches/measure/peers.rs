@@ -92,7 +92,8 @@ type Running = (
 
 fn agent(relay: &str, number: usize) -> io::Result<Running> {
     let mut secret = [7; 32];
-    secret[..8].copy_from_slice(&(number as u64 + 1).to_le_bytes());
+    // Not in the first byte, three bits of which are no part of an X25519 key.
+    secret[8..16].copy_from_slice(&(number as u64).to_le_bytes());
     let relay = relay.parse().map_err(io::Error::other)?;
     let mut config = AgentConfig::new(SecretKey::from_bytes(secret), secret, relay);
     let target = Target::Host {
