@@ -25,6 +25,8 @@ const ATTEMPTS: usize = 20_000;
 const TRANSFERS: usize = 8;
 const TRANSFER: usize = 64 << 20;
 const FLOOD: usize = 1_000_000;
+/// For the transfers, after the last attempt.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs it. Without a cgroup of its own it is skipped, with the reason.
 pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
@@ -70,16 +72,22 @@ pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
             visitor
         }));
     }
-    eprintln!("{}: all attempts are made", build.name);
     let mut visitors = Vec::new();
     for attempt in attempts {
         visitors.extend(attempt.await.map_err(io::Error::other)?);
     }
     let mut whole = 0;
-    for transfer in transfers {
-        match transfer.await.map_err(io::Error::other)? {
-            Ok(()) => whole += 1,
-            Err(error) => println!("a transfer failed: {error}"),
+    let end = tokio::time::Instant::now() + PATIENCE;
+    for (number, mut transfer) in transfers.into_iter().enumerate() {
+        match tokio::time::timeout_at(end, &mut transfer).await {
+            Ok(done) => match done.map_err(io::Error::other)? {
+                Ok(()) => whole += 1,
+                Err(error) => println!("transfer {number} failed: {error}"),
+            },
+            Err(_) => {
+                transfer.abort();
+                println!("transfer {number} is stuck");
+            }
         }
     }
     let sent = flood.await.map_err(io::Error::other)??;

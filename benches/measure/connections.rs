@@ -43,13 +43,16 @@ const IDLE: Duration = Duration::from_secs(15);
 /// Descriptors that a relay or an agent has besides one a connection.
 const OWN_FILES: usize = 64;
 
-/// Connections that have carried one small request and are idle now.
-pub(crate) fn many(builds: &[Build]) -> io::Result<bool> {
+/// Connections that have carried one small request and are idle now, as many as `STEPS` says or `only` one of these counts.
+pub(crate) fn many(builds: &[Build], only: Option<usize>) -> io::Result<bool> {
     println!("| build | connections | idle before: relay, agent RSS MiB | with them | after closing | held | load |");
     println!("|---|---|---|---|---|---|---|");
     let mut all_held = true;
     for build in builds {
         for (wanted, bound) in STEPS {
+            if only.is_some_and(|only| only != wanted) {
+                continue;
+            }
             let count = wanted.min(files().saturating_sub(OWN_FILES));
             let server = Server::start(Service::Echo, None)?;
             let setting = Setting {

@@ -45,7 +45,8 @@ pub(crate) async fn bulk(addr: SocketAddr, bytes: usize, connections: usize, dir
     Ok((bytes * connections) as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e6)
 }
 
-async fn transfer(addr: SocketAddr, number: usize, bytes: usize, direction: Direction) -> io::Result<()> {
+/// Moves so many bytes over one connection.
+pub(crate) async fn transfer(addr: SocketAddr, number: usize, bytes: usize, direction: Direction) -> io::Result<()> {
     let mut stream = visit(addr, number).await?;
     let mut buffer = vec![0x5a; 256 * 1024];
     let wish = i64::try_from(bytes).map_err(io::Error::other)?;

@@ -1,12 +1,13 @@
 //! Measures builds of portal: what they hold in memory, what they bear, and how fast they are.
 //!
-//! `measure idle|connections|peers|ceiling|speed|all BINARY...` runs relay and agent of each build as processes of their
+//! `measure idle|connections|peers|ceiling|guest|speed|all BINARY...` runs relay and agent of each build as processes of their
 //! own, on loopback, and prints Markdown. Memory is that of the processes, the kernel's own for their sockets not counted.
-//! A binary can come with variables for its environment: `portal@MALLOC_ARENA_MAX=1`.
+//! `connections=5000` is one of its two counts alone. A binary can come with variables for its environment: `portal@MALLOC_ARENA_MAX=1`.
 
 mod ceiling;
 mod connections;
 mod figures;
+mod guest;
 mod load;
 mod peers;
 mod portal;
@@ -23,7 +24,7 @@ use portal::Build;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tunnel::Peer;
 
-const USAGE: &str = "usage: measure idle|connections|peers|ceiling|speed|all BINARY[@NAME=VALUE...]...";
+const USAGE: &str = "usage: measure idle|connections[=COUNT]|peers|ceiling|guest|speed|all BINARY[@NAME=VALUE...]...";
 
 /// How often each build is run where speed is compared.
 const RUNS: usize = 5;
@@ -59,6 +60,10 @@ fn run(args: &[String]) -> io::Result<bool> {
         .worker_threads(2)
         .enable_all()
         .build()?;
+    let (what, count) = match what.split_once('=') {
+        Some((what, count)) => (what, Some(count.parse().map_err(io::Error::other)?)),
+        None => (what.as_str(), None),
+    };
     let all = what == "all";
     let mut known = false;
     let mut held = true;
@@ -71,7 +76,7 @@ fn run(args: &[String]) -> io::Result<bool> {
         connections::idle(&builds)?;
     }
     if chosen("connections") {
-        held &= connections::many(&builds)?;
+        held &= connections::many(&builds, count)?;
     }
     if chosen("peers") {
         held &= peers::many(&builds)?;
@@ -83,6 +88,11 @@ fn run(args: &[String]) -> io::Result<bool> {
     if chosen("ceiling") {
         for build in &builds {
             held &= runtime.block_on(ceiling::hold(build))?;
+        }
+    }
+    if chosen("guest") {
+        for build in &builds {
+            held &= runtime.block_on(guest::serve(build))?;
         }
     }
     if known { Ok(held) } else { Err(io::Error::other(USAGE)) }

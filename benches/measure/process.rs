@@ -70,7 +70,7 @@ pub(crate) struct Usage {
 }
 
 /// How long a program may take until it is of use.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Process {
     /// Starts a program, with an own directory as its home.
@@ -123,7 +123,10 @@ impl Process {
             if ended || start.elapsed() > PATIENCE {
                 let program = self.launch.program.display();
                 let how = if ended { "ended" } else { "does not come" };
-                return Err(io::Error::other(format!("{program}: no {what}, it {how}: {}", self.log())));
+                return Err(io::Error::other(format!(
+                    "{program}: no {what}, it {how}: {}",
+                    self.log()
+                )));
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -176,7 +179,11 @@ fn spawn(launch: &Launch, home: &Path) -> io::Result<Child> {
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .envs(launch.variables.iter().map(|(name, value)| (name, value)))
         .current_dir(home)
-        .stdin(if launch.input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdin(if launch.input.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
         .stdout(File::create(home.join("out"))?)
         .stderr(File::create(home.join("log"))?)
         .spawn()
