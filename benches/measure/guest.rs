@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::load::{Direction, transfer};
 use crate::portal::Build;
 use crate::process::{Launch, Process, mib, port};
-use crate::worker::{Crowd, Server, Service, local};
+use crate::worker::{Crowd, Server, Service};
 
 const CONNECTIONS: usize = 2_000;
 const TRANSFER: usize = 128 << 20;
@@ -19,25 +20,52 @@ const TRANSFER: usize = 128 << 20;
 const LEAST_AVAILABLE: u64 = 128 << 20;
 /// An emulated processor takes its time.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// The host as the guest sees it, and the guest's address, by qemu's user network.
-const GUEST: &str = "10.0.2.15";
+/// The guest's address, and the host's with it, by the guest's own init.
+const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+const HOST: &str = "10.0.2.2/24";
+/// Hidden first argument.
+const INSIDE: &str = ":guest";
 
-/// Runs it. Where no guest can be made it is skipped, with the reason.
-pub(crate) async fn serve(build: &Build) -> io::Result<bool> {
+/// Whether this process is to measure in the namespace that it is in.
+pub(crate) fn is_inside(args: &[String]) -> bool {
+    args.first().is_some_and(|first| first == INSIDE)
+}
+
+/// Runs it, in a network namespace that ends with it: qemu's network without one bears no thousand connections. Where no
+/// guest can be made it is skipped, with the reason.
+pub(crate) fn serve(builds: &[String]) -> io::Result<bool> {
+    if let Err(error) = image().and_then(|_| output(Command::new("qemu-system-x86_64").arg("--version"))) {
+        println!("no relay is tried in a guest: {error}\n");
+        return Ok(true);
+    }
+    let mut inside = Command::new("unshare");
+    inside.args(["--net", "--"]).arg(std::env::current_exe()?).arg(INSIDE);
+    Ok(inside.args(builds).status()?.success())
+}
+
+/// The part inside.
+pub(crate) fn network() -> io::Result<()> {
+    for step in [
+        "link set lo up",
+        "tuntap add tap0 mode tap",
+        &format!("addr add {HOST} dev tap0"),
+        "link set tap0 up",
+    ] {
+        output(Command::new("ip").args(step.split(' ')))?;
+    }
+    Ok(())
+}
+
+/// One build's figure.
+pub(crate) async fn figure(build: &Build) -> io::Result<bool> {
     let state = tempfile::tempdir()?;
     let ports = [port(1), port(1), port(1)];
-    let mut guest = match Guest::boot(build, &ports, state.path()) {
-        Ok(guest) => guest,
-        Err(error) => {
-            println!("{}: no relay is tried in a guest: {error}\n", build.name);
-            return Ok(true);
-        }
-    };
+    let mut guest = Guest::boot(build, state.path())?;
     let [udp, first, second] = ports;
     let before = guest.available()?;
     let (low, high) = (first.min(second), first.max(second));
     guest.run(&format!(
-        "ulimit -n 8192; setsid portal --quiet relay --domain 127.0.0.1 --udp {GUEST}:{udp} --http off --https off \
+        "ulimit -n 8192; setsid portal --quiet relay --domain {GUEST} --udp {GUEST}:{udp} --http off --https off \
          --ports {low}-{high} --access open --state-dir /tmp/relay >/tmp/uri 2>/tmp/log </dev/null & \
          for n in 1 2 3 4 5 6 7 8 9 10; do [[ ! -s /tmp/uri ]] || break; sleep 1; done; cat /tmp/log"
     ))?;
@@ -48,12 +76,12 @@ pub(crate) async fn serve(build: &Build) -> io::Result<bool> {
     let (small, echo_at) = expose(build, &uri, echo.port, &state.path().join("small.key"))?;
     let (large, bulk_at) = expose(build, &uri, bulk.port, &state.path().join("large.key"))?;
     let start = Instant::now();
-    let mut crowd = Crowd::new(local(echo_at));
+    let mut crowd = Crowd::new(at(echo_at));
     crowd.grow_to(CONNECTIONS)?;
     let opened = start.elapsed();
     let with_connections = guest.available()?;
     let start = Instant::now();
-    let moving = tokio::spawn(transfer(local(bulk_at), 0, TRANSFER, Direction::Down));
+    let moving = tokio::spawn(transfer(at(bulk_at), 0, TRANSFER, Direction::Down));
     let mut least = u64::MAX;
     while !moving.is_finished() && start.elapsed() < PATIENCE {
         least = least.min(guest.available()?);
@@ -99,11 +127,15 @@ pub(crate) async fn serve(build: &Build) -> io::Result<bool> {
     Ok(held)
 }
 
-/// An agent here, and the port in the guest's name where its visitors come in.
+fn at(port: u16) -> SocketAddr {
+    SocketAddr::from((GUEST, port))
+}
+
+/// An agent here, and the guest's port where its visitors come in.
 fn expose(build: &Build, uri: &str, service: u16, key: &Path) -> io::Result<(Process, u16)> {
     let target = format!("tcp://127.0.0.1:{service}");
     let key = key.display().to_string();
-    let mut agent = Process::start(Launch::new(
+    let mut agent = Process::start(&Launch::new(
         &build.path,
         &["--quiet", "expose", &target, "--relay", uri, "--key", &key],
     ))?;
@@ -121,19 +153,11 @@ struct Guest {
 }
 
 impl Guest {
-    /// The ports lead in, the first by UDP.
-    fn boot(build: &Build, ports: &[u16; 3], state: &Path) -> io::Result<Self> {
-        let scripts = kernel_scripts();
-        let kept = scripts.join("../../../../target/interop-kernel");
-        let image = PathBuf::from(output(Command::new(scripts.join("image")).arg(kept))?.trim());
+    fn boot(build: &Build, state: &Path) -> io::Result<Self> {
+        let image = image()?;
         pack(&build.path, &image.join("initrd"), state)?;
         let socket = state.join("guest.sock");
-        let forwards: String = ports[1..]
-            .iter()
-            .map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:{port}"))
-            .collect();
-        let udp = ports[0];
-        let mut qemu = Process::start(Launch::new(
+        let mut qemu = Process::start(&Launch::new(
             "qemu-system-x86_64",
             &[
                 &["-M", "pc", "-m", "512", "-smp", "1", "-nodefaults", "-no-user-config"][..],
@@ -148,7 +172,7 @@ impl Guest {
                     "-serial",
                     &format!("unix:{},server=on,wait=off", socket.display()),
                     "-netdev",
-                    &format!("user,id=net,ipv6=off,hostfwd=udp:127.0.0.1:{udp}-:{udp}{forwards}"),
+                    "tap,id=net,ifname=tap0,script=no,downscript=no",
                     "-device",
                     "virtio-net-pci,netdev=net,romfile=",
                 ][..],
@@ -198,6 +222,13 @@ fn pack(program: &Path, initrd: &Path, state: &Path) -> io::Result<()> {
             .args([&own, initrd, &state.join("initrd")]),
     )
     .map(drop)
+}
+
+/// The folder with the guest's kernel and programs.
+fn image() -> io::Result<PathBuf> {
+    let scripts = kernel_scripts();
+    let kept = scripts.join("../../../../target/interop-kernel");
+    Ok(output(Command::new(scripts.join("image")).arg(kept))?.trim().into())
 }
 
 fn kernel_scripts() -> PathBuf {

@@ -119,19 +119,6 @@ pub(crate) async fn kept_alive(addr: SocketAddr, connections: usize, requests: u
     .await
 }
 
-/// Waits until a request is answered, with a new connection for each attempt; how long that took.
-pub(crate) async fn served(addr: SocketAddr, patience: Duration) -> Option<Duration> {
-    let start = Instant::now();
-    while start.elapsed() < patience {
-        let attempt = async { request(&mut visit(addr, 0).await?).await };
-        if matches!(timeout(Duration::from_secs(1), attempt).await, Ok(Ok(()))) {
-            return Some(start.elapsed());
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    None
-}
-
 /// Runs so many of these at once.
 async fn crowd<F>(count: usize, mut work: impl FnMut(usize) -> F) -> io::Result<Rate>
 where

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
 
 /// Whether everything held that must hold.
 fn run(args: &[String]) -> io::Result<bool> {
+    let inside = guest::is_inside(args);
     let Some((what, binaries)) = args.split_first().filter(|(_, binaries)| !binaries.is_empty()) else {
         return Err(io::Error::other(USAGE));
     };
@@ -64,6 +65,14 @@ fn run(args: &[String]) -> io::Result<bool> {
         Some((what, count)) => (what, Some(count.parse().map_err(io::Error::other)?)),
         None => (what.as_str(), None),
     };
+    if inside {
+        guest::network()?;
+        let mut held = true;
+        for build in &builds {
+            held &= runtime.block_on(guest::figure(build))?;
+        }
+        return Ok(held);
+    }
     let all = what == "all";
     let mut known = false;
     let mut held = true;
@@ -91,9 +100,7 @@ fn run(args: &[String]) -> io::Result<bool> {
         }
     }
     if chosen("guest") {
-        for build in &builds {
-            held &= runtime.block_on(guest::serve(build))?;
-        }
+        held &= guest::serve(binaries)?;
     }
     if known { Ok(held) } else { Err(io::Error::other(USAGE)) }
 }

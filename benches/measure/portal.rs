@@ -129,7 +129,7 @@ impl Pair {
             .concat(),
         );
         launch.cgroup = setting.cgroup.map(Path::to_owned);
-        let mut relay = Process::start(launch)?;
+        let mut relay = Process::start(&launch)?;
         let uri = relay.first_line()?;
         let mut launch = build.launch(
             &[
@@ -147,7 +147,7 @@ impl Pair {
             .concat(),
         );
         launch.namespace = setting.namespace.map(str::to_owned);
-        let mut agent = Process::start(launch)?;
+        let mut agent = Process::start(&launch)?;
         let public = agent.first_line()?;
         let port = public.rsplit(':').next().and_then(|port| port.parse().ok());
         let port = port.ok_or_else(|| io::Error::other(format!("no port in {public}")))?;

@@ -1,15 +1,14 @@
 //! Programs that run beside this one, and what the system says of them.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What it takes to start a program, and to start it again.
+/// What it takes to start a program.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Launch {
     pub(crate) program: PathBuf,
@@ -20,8 +19,6 @@ pub(crate) struct Launch {
     pub(crate) cgroup: Option<PathBuf>,
     /// A network namespace other than this process's.
     pub(crate) namespace: Option<String>,
-    /// What goes to its standard input.
-    pub(crate) input: Option<String>,
 }
 
 impl Launch {
@@ -53,7 +50,7 @@ impl Launch {
 
 /// A running program. It is killed when this is dropped.
 pub(crate) struct Process {
-    launch: Launch,
+    program: PathBuf,
     child: Child,
     home: tempfile::TempDir,
 }
@@ -74,18 +71,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Process {
     /// Starts a program, with an own directory as its home.
-    pub(crate) fn start(launch: Launch) -> io::Result<Self> {
+    pub(crate) fn start(launch: &Launch) -> io::Result<Self> {
         let home = tempfile::tempdir()?;
-        let child = spawn(&launch, home.path())?;
-        Ok(Self { launch, child, home })
-    }
-
-    /// Kills it without warning and starts it again as before.
-    pub(crate) fn restart(&mut self) -> io::Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        self.child = spawn(&self.launch, self.home.path())?;
-        Ok(())
+        let child = spawn(launch, home.path())?;
+        Ok(Self {
+            program: launch.program.clone(),
+            child,
+            home,
+        })
     }
 
     /// Waits for the first line of its output.
@@ -93,15 +86,6 @@ impl Process {
         self.wait_for("a line", |home| {
             let said = fs::read_to_string(home.join("out")).ok()?;
             said.split_once('\n').map(|(line, _)| line.trim().to_owned())
-        })
-    }
-
-    /// Waits until somebody listens there.
-    pub(crate) fn listens(&mut self, addr: SocketAddr) -> io::Result<()> {
-        self.wait_for("a listener", |_| {
-            TcpStream::connect_timeout(&addr, Duration::from_secs(1))
-                .ok()
-                .map(|_| ())
         })
     }
 
@@ -121,7 +105,7 @@ impl Process {
             }
             let ended = !self.is_running();
             if ended || start.elapsed() > PATIENCE {
-                let program = self.launch.program.display();
+                let program = self.program.display();
                 let how = if ended { "ended" } else { "does not come" };
                 return Err(io::Error::other(format!(
                     "{program}: no {what}, it {how}: {}",
@@ -172,26 +156,18 @@ impl Drop for Process {
 
 /// Its output and log are files, so that it never waits for a reader.
 fn spawn(launch: &Launch, home: &Path) -> io::Result<Child> {
-    let mut child = launch
+    launch
         .command()
         .env_clear()
         .env("HOME", home)
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .envs(launch.variables.iter().map(|(name, value)| (name, value)))
         .current_dir(home)
-        .stdin(if launch.input.is_some() {
-            Stdio::piped()
-        } else {
-            Stdio::null()
-        })
+        .stdin(Stdio::null())
         .stdout(File::create(home.join("out"))?)
         .stderr(File::create(home.join("log"))?)
         .spawn()
-        .map_err(|error| io::Error::other(format!("{}: {error}", launch.program.display())))?;
-    if let (Some(input), Some(mut stdin)) = (&launch.input, child.stdin.take()) {
-        stdin.write_all(input.as_bytes())?;
-    }
-    Ok(child)
+        .map_err(|error| io::Error::other(format!("{}: {error}", launch.program.display())))
 }
 
 /// The first of so many ports in a row that nobody else here is given, below those of the system.
