@@ -184,20 +184,22 @@ impl Wire {
         }
     }
 
-    /// The acknowledgement in a packet of the other end that has nothing else for a socket, as all its bytes have arrived
-    /// before. smoltcp drops such a packet with all that it says. Its answer names the number that it sends next, which it
-    /// sets back when it sends again: if both ends do that at once, neither would ever hear of the other's
-    /// acknowledgement.
+    /// The acknowledgement in a packet of the other end of which a socket takes nothing else, as its bytes have all arrived
+    /// before or lie beyond the window. smoltcp drops such a packet with all that it says. Its answers name the number that
+    /// it sends next, which it sets back when it sends again, and which is one too far while it probes a window that is
+    /// shut: if both ends do either at once, neither would ever hear of the other's acknowledgement.
     ///
     /// `unread` bytes wait in the socket (an end counts as one), and `unacknowledged` have been put into it and are not
     /// known to have arrived. The packet is as it came, not translated.
     pub(super) fn late_news(&self, packet: &[u8], unread: u32, unacknowledged: u32) -> Option<TcpRepr<'static>> {
         let head = Head::of(packet)?;
         let next = self.taken.wrapping_add(unread);
-        let is_old = head.flags & (SYN | RST | ACK) == ACK && is_after(next, head.seq) && !is_after(head.end(), next);
+        let is_plain = head.flags & (SYN | RST | ACK) == ACK;
+        let is_old = is_after(next, head.seq) && !is_after(head.end(), next);
+        let is_dropped = is_old || !self.is_in_window(head.end());
         let known = self.put.wrapping_sub(unacknowledged);
         let is_news = is_after(head.ack, known) && !is_after(head.ack, self.sent);
-        (is_old && is_news).then(|| TcpRepr {
+        (is_plain && is_dropped && is_news).then(|| TcpRepr {
             seq_number: number(next),
             ack_number: Some(number(head.ack.wrapping_sub(self.offset))),
             window_len: self.window_for_socket(&head),

@@ -379,6 +379,33 @@ fn an_acknowledgement_in_a_packet_that_is_sent_again_is_heard() {
     }
 }
 
+/// Both ends probe a window that the other has shut: each packet is one byte beyond it.
+#[test]
+fn an_acknowledgement_in_a_packet_beyond_the_window_is_heard() {
+    for manners in [MODERN, ANCIENT] {
+        let mut pair = Pair::new(true, manners);
+        let mut sent = 0;
+        while pair.script.edge != pair.script.next {
+            let room = pair.script.edge.wrapping_sub(pair.script.next).min(500) as usize;
+            let bytes: Vec<_> = (sent..sent + room).map(byte).collect();
+            sent += room;
+            let acknowledged = pair.script.expected;
+            pair.feed(TcpControl::Psh, Some(acknowledged), &bytes);
+            pair.exchange();
+        }
+        let bytes: Vec<_> = (0..1500).map(byte).collect();
+        assert_eq!(pair.end.stack.send(pair.flow, &bytes), bytes.len());
+        assert!(!pair.packets().is_empty());
+        pair.script.expected = pair.script.expected.wrapping_add(1500);
+        let acknowledged = pair.script.expected;
+        pair.feed(TcpControl::Psh, Some(acknowledged), &[byte(sent)]);
+        let flow = pair.end.stack.flows.get(pair.flow.0).unwrap();
+        assert_eq!(flow.house.as_ref().unwrap().socket().send_queue(), 0);
+        assert_eq!(pair.end.resources.counters.late_acknowledgements, 1);
+        pair.check();
+    }
+}
+
 /// smoltcp keeps asking for a window although nothing is left to send, and after a FIN does so without end.
 #[test]
 fn an_other_end_whose_window_stays_shut_after_all_has_arrived_is_not_asked_again() {
