@@ -487,3 +487,6 @@ impl Machine for Agent {
         self.closing && self.node.stream_count() == 0 && self.node.stack.is_drained()
     }
 }
+
+#[cfg(test)]
+mod tests;
