@@ -128,6 +128,15 @@ impl Pair {
                     arrived += count;
                 }
             }
+            // After any mutation transmits are drained.
+            carry(
+                self.now,
+                &mut self.agent,
+                self.agent_addr,
+                &mut self.relay,
+                &mut self.batch,
+                &mut self.received,
+            );
             idle = if arrived == before { idle + 1 } else { 0 };
             assert!(idle < 100_000, "stuck after {arrived} of {bytes} bytes");
         }

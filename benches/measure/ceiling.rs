@@ -13,8 +13,10 @@ use portal_core::uri::RelayUri;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
-use crate::portal::{Build, Pair, mib};
-use crate::target::{echo, request, visit};
+use crate::portal::{Build, Pair, Setting};
+use crate::process::mib;
+use crate::target::{request, visit};
+use crate::worker::{Server, Service, local};
 
 /// What the relay is told, and what the cgroup grants.
 const MEMORY: &str = "64MiB";
@@ -23,6 +25,8 @@ const ATTEMPTS: usize = 20_000;
 const TRANSFERS: usize = 8;
 const TRANSFER: usize = 64 << 20;
 const FLOOD: usize = 1_000_000;
+/// For the transfers, after the last attempt.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs it. Without a cgroup of its own it is skipped, with the reason.
 pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
@@ -36,9 +40,14 @@ pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
             return Ok(true);
         }
     };
-    let target = echo().await?;
-    let mut pair = Pair::start(build, target, &["--memory", MEMORY], Some(&group.procs()))?;
-    let uri: RelayUri = pair.relay.line.parse().map_err(io::Error::other)?;
+    let server = Server::start(Service::Echo, None)?;
+    let setting = Setting {
+        more: &["--memory", MEMORY],
+        cgroup: Some(&group.procs()),
+        ..Setting::default()
+    };
+    let mut pair = Pair::start(build, server.port, setting)?;
+    let uri: RelayUri = pair.uri.parse().map_err(io::Error::other)?;
     let (port, udp) = (pair.port, pair.udp);
 
     let flood = tokio::task::spawn_blocking(move || flood(udp, uri.key.as_bytes()));
@@ -51,7 +60,7 @@ pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
         let permit = Arc::clone(&at_once).acquire_owned().await.map_err(io::Error::other)?;
         attempts.push(tokio::spawn(async move {
             let attempt = async {
-                let mut visitor = visit(port, number).await.ok()?;
+                let mut visitor = visit(local(port), number).await.ok()?;
                 request(&mut visitor).await.ok()?;
                 Some(visitor)
             };
@@ -68,10 +77,17 @@ pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
         visitors.extend(attempt.await.map_err(io::Error::other)?);
     }
     let mut whole = 0;
-    for transfer in transfers {
-        match transfer.await.map_err(io::Error::other)? {
-            Ok(()) => whole += 1,
-            Err(error) => println!("a transfer failed: {error}"),
+    let end = tokio::time::Instant::now() + PATIENCE;
+    for (number, mut transfer) in transfers.into_iter().enumerate() {
+        match tokio::time::timeout_at(end, &mut transfer).await {
+            Ok(done) => match done.map_err(io::Error::other)? {
+                Ok(()) => whole += 1,
+                Err(error) => println!("transfer {number} failed: {error}"),
+            },
+            Err(_) => {
+                transfer.abort();
+                println!("transfer {number} is stuck");
+            }
         }
     }
     let sent = flood.await.map_err(io::Error::other)??;
@@ -102,7 +118,7 @@ pub(crate) async fn hold(build: &Build) -> io::Result<bool> {
 
 /// Sends bytes through the echo and compares what comes back.
 async fn transfer(port: u16, number: usize) -> io::Result<()> {
-    let stream = visit(port, 1000 * (200 + number)).await?;
+    let stream = visit(local(port), 1000 * (200 + number)).await?;
     let (mut reader, mut writer) = stream.into_split();
     let byte = move |at: usize| (at.wrapping_mul(2_654_435_761) >> 11) as u8 ^ number as u8;
     let sending = tokio::spawn(async move {

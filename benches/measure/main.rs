@@ -1,36 +1,43 @@
 //! Measures builds of portal: what they hold in memory, what they bear, and how fast they are.
 //!
-//! `measure idle|connections|peers|ceiling|speed|all BINARY...` runs relay and agent of each build as processes of their
+//! `measure idle|connections|peers|ceiling|guest|speed|all BINARY...` runs relay and agent of each build as processes of their
 //! own, on loopback, and prints Markdown. Memory is that of the processes, the kernel's own for their sockets not counted.
+//! `connections=5000` is one of its two counts alone. A binary can come with variables for its environment: `portal@MALLOC_ARENA_MAX=1`.
 
 mod ceiling;
 mod connections;
+mod figures;
+mod guest;
+mod load;
 mod peers;
 mod portal;
+mod process;
 mod speed;
 mod target;
+mod tunnel;
+mod worker;
 
 use std::io;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use portal::Build;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tunnel::Peer;
 
-/// Twenty thousand connections at each of three processes' ends.
-const DESCRIPTORS: u64 = 100_000;
+const USAGE: &str = "usage: measure idle|connections[=COUNT]|peers|ceiling|guest|speed|all BINARY[@NAME=VALUE...]...";
 
-const USAGE: &str = "usage: measure idle|connections|peers|ceiling|speed|all BINARY...";
+/// How often each build is run where speed is compared.
+const RUNS: usize = 5;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    let what = args.next().and_then(|what| what.into_string().ok()).unwrap_or_default();
-    let paths: Vec<PathBuf> = args.map(PathBuf::from).collect();
-    if paths.is_empty() {
-        eprintln!("{USAGE}");
-        return ExitCode::from(2);
-    }
-    match run(&what, &paths) {
+    raise_descriptors();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let ended = if worker::is_worker(&args) {
+        worker::run(&args).map(|()| true)
+    } else {
+        run(&args)
+    };
+    match ended {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -41,60 +48,63 @@ fn main() -> ExitCode {
 }
 
 /// Whether everything held that must hold.
-fn run(what: &str, paths: &[PathBuf]) -> io::Result<bool> {
-    raise_descriptors();
-    let builds: Vec<Build> = paths.iter().map(|path| Build::new(path)).collect::<io::Result<_>>()?;
+fn run(args: &[String]) -> io::Result<bool> {
+    let Some((what, binaries)) = args.split_first().filter(|(_, binaries)| !binaries.is_empty()) else {
+        return Err(io::Error::other(USAGE));
+    };
+    let builds: Vec<Build> = binaries
+        .iter()
+        .map(|binary| Build::new(binary))
+        .collect::<io::Result<_>>()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let _inside = runtime.enter();
+    let (what, count) = match what.split_once('=') {
+        Some((what, count)) => (what, Some(count.parse().map_err(io::Error::other)?)),
+        None => (what.as_str(), None),
+    };
     let all = what == "all";
     let mut known = false;
     let mut held = true;
-    if all || what == "idle" {
+    let mut chosen = |name| {
+        let chosen = all || what == name;
+        known |= chosen;
+        chosen
+    };
+    if chosen("idle") {
         connections::idle(&builds)?;
-        known = true;
     }
-    if all || what == "connections" {
-        held &= runtime.block_on(connections::many(&builds))?;
-        known = true;
+    if chosen("connections") {
+        held &= connections::many(&builds, count)?;
     }
-    if all || what == "peers" {
+    if chosen("peers") {
         held &= peers::many(&builds)?;
-        known = true;
     }
-    if all || what == "speed" {
-        runtime.block_on(speed::compare(&builds))?;
-        known = true;
+    if chosen("speed") {
+        let peers: Vec<&dyn Peer> = builds.iter().map(|build| build as &dyn Peer).collect();
+        println!("{}", runtime.block_on(speed::compare(&peers, RUNS))?);
     }
-    if all || what == "ceiling" {
+    if chosen("ceiling") {
         for build in &builds {
             held &= runtime.block_on(ceiling::hold(build))?;
         }
-        known = true;
     }
-    if !known {
-        eprintln!("{USAGE}");
-        return Ok(false);
+    if chosen("guest") {
+        for build in &builds {
+            held &= runtime.block_on(guest::serve(build))?;
+        }
     }
-    Ok(held)
+    if known { Ok(held) } else { Err(io::Error::other(USAGE)) }
 }
 
+/// As many as are allowed.
 fn raise_descriptors() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit {
-        current: Some(DESCRIPTORS),
-        maximum: Some(DESCRIPTORS),
+        current: maximum,
+        maximum,
     };
-    if setrlimit(Resource::Nofile, limit).is_err() {
-        let maximum = getrlimit(Resource::Nofile).maximum;
-        let _ = setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: maximum,
-                maximum,
-            },
-        );
-        eprintln!("measure: no more than {maximum:?} files can be open here: large counts will be refused");
-    }
+    // Where that fails, what was allowed before is.
+    let _ = setrlimit(Resource::Nofile, limit);
 }

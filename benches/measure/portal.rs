@@ -1,28 +1,48 @@
-//! The program under test: its processes, and what the system says of them.
+//! The program under test: its builds, and a relay and an agent of one.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-/// A build of portal.
+use crate::process::{Launch, Process, port};
+
+/// A build of portal, with the environment that it is to run in.
 #[derive(Clone, Debug)]
 pub(crate) struct Build {
     pub(crate) path: PathBuf,
-    /// What `portal --version` says.
+    /// What `portal --version` says, and what else tells it from others.
     pub(crate) name: String,
+    variables: Vec<(String, String)>,
 }
 
 impl Build {
-    pub(crate) fn new(path: &Path) -> io::Result<Self> {
-        let output = Command::new(path).arg("--version").output()?;
-        let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    /// `PATH` or `PATH@NAME=VALUE@NAME=VALUE`.
+    pub(crate) fn new(argument: &str) -> io::Result<Self> {
+        let mut words = argument.split('@');
+        let path = Path::new(words.next().unwrap_or_default());
+        let variables: Vec<(String, String)> = words
+            .filter_map(|word| word.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let output = Command::new(path)
+            .arg("--version")
+            .output()
+            .map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?;
+        let mut name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if file != "portal" {
+            name = format!("{name}, {file}");
+        }
+        for (variable, value) in &variables {
+            name = format!("{name}, {variable}={value}");
+        }
         Ok(Self {
             path: path.canonicalize()?,
             name,
+            variables,
         })
     }
 
@@ -38,127 +58,59 @@ impl Build {
         done.success()
             .then(|| fs::metadata(&stripped).map(|file| file.len()).ok())?
     }
-}
 
-/// A running relay or agent. It is killed when this is dropped.
-pub(crate) struct Process {
-    child: Child,
-    /// Its first line on stdout: a relay's URI, an agent's public address.
-    pub(crate) line: String,
-    _home: Option<tempfile::TempDir>,
-}
-
-/// What a process uses.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Usage {
-    /// Resident memory in bytes.
-    pub(crate) resident: u64,
-    /// The part of it that is its own.
-    pub(crate) anonymous: u64,
-    /// Seconds of processor time since its start.
-    pub(crate) cpu: f64,
-}
-
-impl Process {
-    /// Starts portal with these arguments and waits for its first line. `within` is a cgroup's file of processes.
-    pub(crate) fn start(build: &Build, args: &[&str], within: Option<&Path>) -> io::Result<Self> {
-        let home = tempfile::tempdir()?;
-        let mut command = match within {
-            None => Command::new(&build.path),
-            Some(procs) => {
-                let mut command = Command::new("sh");
-                command
-                    .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
-                    .arg(procs)
-                    .arg(&build.path);
-                command
-            }
-        };
-        let log = fs::File::create(home.path().join("log"))?;
-        let mut child = command
-            .args(args)
-            .env_clear()
-            .env("HOME", home.path())
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line)?;
-        if line.is_empty() {
-            let said = fs::read_to_string(home.path().join("log")).unwrap_or_default();
-            return Err(io::Error::other(format!("portal {args:?} ended: {said}")));
+    fn launch(&self, args: &[&str]) -> Launch {
+        Launch {
+            variables: self.variables.clone(),
+            ..Launch::new(&self.path, args)
         }
-        Ok(Self {
-            child,
-            line: line.trim().to_owned(),
-            _home: Some(home),
-        })
-    }
-
-    pub(crate) fn usage(&self) -> io::Result<Usage> {
-        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let status = fs::read_to_string(process.join("status"))?;
-        let field = |name: &str| -> u64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-            kib.unwrap_or(0) * 1024
-        };
-        let stat = fs::read_to_string(process.join("stat"))?;
-        // Behind the name, which may hold anything: fields 14 and 15 of all are the 12th and 13th from there.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-        let ticks: f64 = fields[11..13]
-            .iter()
-            .filter_map(|ticks| ticks.parse::<f64>().ok())
-            .sum();
-        Ok(Usage {
-            resident: field("VmRSS:"),
-            anonymous: field("RssAnon:"),
-            cpu: ticks / rustix::param::clock_ticks_per_second() as f64,
-        })
-    }
-
-    pub(crate) fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Where the two ends of a pair run, and what they are told beyond the usual.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Setting<'a> {
+    /// For both.
+    pub(crate) more: &'a [&'a str],
+    /// The cgroup that the relay goes into.
+    pub(crate) cgroup: Option<&'a Path>,
+    /// The namespace that the agent goes into.
+    pub(crate) namespace: Option<&'a str>,
+    /// The relay's address there. On loopback unless given.
+    pub(crate) relay: Option<&'a str>,
 }
 
 /// A relay that serves everybody, and an agent with one TCP service.
 pub(crate) struct Pair {
     pub(crate) relay: Process,
     pub(crate) agent: Process,
+    /// What the relay printed.
+    pub(crate) uri: String,
     /// Where visitors come in.
     pub(crate) port: u16,
     /// Where operators ask the relay.
-    pub(crate) admin: u16,
+    admin: u16,
     /// Its tunnel.
     pub(crate) udp: u16,
-    _state: tempfile::TempDir,
+    /// Keys and what else both keep.
+    pub(crate) state: tempfile::TempDir,
 }
 
 impl Pair {
-    /// Starts both for a target on loopback; `more` goes to both, and the relay into a cgroup if there is one.
-    pub(crate) fn start(build: &Build, target: u16, more: &[&str], within: Option<&Path>) -> io::Result<Self> {
+    /// Starts both for a target on the agent's loopback.
+    pub(crate) fn start(build: &Build, target: u16, setting: Setting<'_>) -> io::Result<Self> {
         let state = tempfile::tempdir()?;
         let (udp, admin, first) = (port(1), port(1), port(4));
-        let relay = Process::start(
-            build,
+        let address = setting.relay.unwrap_or("127.0.0.1");
+        let mut launch = build.launch(
             &[
                 &[
                     "--quiet",
                     "relay",
                     "--domain",
-                    "localhost",
+                    address,
                     "--udp",
-                    &format!("127.0.0.1:{udp}"),
+                    &format!("{address}:{udp}"),
                     "--http",
                     "off",
                     "--https",
@@ -172,44 +124,55 @@ impl Pair {
                     "--state-dir",
                     &state.path().join("relay").display().to_string(),
                 ],
-                more,
+                setting.more,
             ]
             .concat(),
-            within,
-        )?;
-        let agent = Process::start(
-            build,
+        );
+        launch.cgroup = setting.cgroup.map(Path::to_owned);
+        let mut relay = Process::start(launch)?;
+        let uri = relay.first_line()?;
+        let mut launch = build.launch(
             &[
                 &[
                     "--quiet",
                     "expose",
                     &format!("tcp://127.0.0.1:{target}"),
                     "--relay",
-                    &relay.line,
+                    &uri,
                     "--key",
                     &state.path().join("agent.key").display().to_string(),
                 ],
-                more,
+                setting.more,
             ]
             .concat(),
-            None,
-        )?;
-        let port = agent.line.rsplit(':').next().and_then(|port| port.parse().ok());
-        let port = port.ok_or_else(|| io::Error::other(format!("no port in {}", agent.line)))?;
+        );
+        launch.namespace = setting.namespace.map(str::to_owned);
+        let mut agent = Process::start(launch)?;
+        let public = agent.first_line()?;
+        let port = public.rsplit(':').next().and_then(|port| port.parse().ok());
+        let port = port.ok_or_else(|| io::Error::other(format!("no port in {public}")))?;
         Ok(Self {
             relay,
             agent,
+            uri,
             port,
             admin,
             udp,
-            _state: state,
+            state,
         })
     }
 
     /// The relay's counters of refusals that are not zero, by name.
     pub(crate) fn refusals(&self) -> io::Result<Vec<(String, f64)>> {
-        use std::io::{Read, Write};
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.admin))?;
+        let counters = self.counters()?;
+        Ok(counters
+            .into_iter()
+            .filter(|(name, value)| name.contains("refused") && *value > 0.0)
+            .collect())
+    }
+
+    fn counters(&self) -> io::Result<Vec<(String, f64)>> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         write!(
             stream,
@@ -219,38 +182,11 @@ impl Pair {
         stream.read_to_string(&mut text)?;
         Ok(text
             .lines()
-            .filter(|line| !line.starts_with('#') && line.contains("refused"))
+            .filter(|line| !line.starts_with('#'))
             .filter_map(|line| {
                 let (name, value) = line.rsplit_once(' ')?;
                 Some((name.to_owned(), value.parse().ok()?))
             })
-            .filter(|(_, value)| *value > 0.0)
             .collect())
     }
-}
-
-/// The first of so many ports in a row that nobody else here is given, below those of the system.
-pub(crate) fn port(count: u16) -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = std::process::id().wrapping_mul(97) as u16 % 5_000;
-    12_000 + start + NEXT.fetch_add(count, Ordering::Relaxed)
-}
-
-/// Waits until memory has come to rest, or for so long.
-pub(crate) fn settle(process: &Process, patience: Duration) -> io::Result<Usage> {
-    let start = Instant::now();
-    let mut last = process.usage()?;
-    loop {
-        thread::sleep(Duration::from_secs(1));
-        let usage = process.usage()?;
-        if usage.resident.abs_diff(last.resident) < 64 * 1024 || start.elapsed() > patience {
-            return Ok(usage);
-        }
-        last = usage;
-    }
-}
-
-/// Bytes as MiB.
-pub(crate) fn mib(bytes: u64) -> String {
-    format!("{:.1}", bytes as f64 / (1024.0 * 1024.0))
 }

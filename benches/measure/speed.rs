@@ -1,118 +1,99 @@
-//! Builds side by side: bulk, new connections, small requests, processor time. One after the other, several times over,
+//! Tunnels side by side: bulk, new connections, small requests, processor time. One after the other, several times over,
 //! so that a busy moment of the machine does not fall on one alone.
 
 use std::io;
-use std::time::Instant;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use crate::figures::{Kind, Run, Subject, table};
+use crate::load::{Direction, bulk, kept_alive, new_connections};
+use crate::process::busy;
+use crate::tunnel::{Peer, Tunnel};
+use crate::worker::Service;
 
-use crate::portal::{Build, Pair};
-use crate::target::{bulk, echo, request, visit};
+/// The least of bytes that a transfer moves, and about how long it is to take.
+const BULK: usize = 16 << 20;
+const BULK_SECONDS: f64 = 1.0;
+const MOST_BULK: usize = 1 << 30;
+/// Connections and requests of one run.
+const CONNECTIONS: usize = 4_000;
+const ONE_BY_ONE: usize = 400;
+const AT_ONCE: usize = 32;
+const REQUESTS: usize = 40_000;
 
-const RUNS: usize = 5;
-/// Bytes of one transfer.
-const BULK: i64 = 512 << 20;
-const CONNECTIONS: usize = 1_000;
-const REQUESTS: usize = 5_000;
+const KINDS: [Kind; 12] = [
+    kind("1 stream down, Mbit/s", 0),
+    kind("1 stream up", 0),
+    kind("8 streams down", 0),
+    kind("8 streams up", 0),
+    kind("CPU s a GB, both ends, 1 stream", 2),
+    kind("new connections a second, 32 at once", 0),
+    kind("their p50, µs", 0),
+    kind("p99, µs", 0),
+    kind("connect to first byte, one at a time, p50, µs", 0),
+    kind("kept-alive requests a second, 32 connections", 0),
+    kind("their p50, µs", 0),
+    kind("p99, µs", 0),
+];
 
-/// One build's figures of one run.
-#[derive(Clone, Copy, Debug, Default)]
-struct Figures {
-    down: f64,
-    up: f64,
-    cpu: f64,
-    connections: f64,
-    request: f64,
+const fn kind(title: &'static str, digits: usize) -> Kind {
+    Kind { title, digits }
 }
 
-/// Prints medians, and their ratio to the first build's.
-pub(crate) async fn compare(builds: &[Build]) -> io::Result<()> {
-    let (echo, bulk) = (echo().await?, bulk().await?);
-    let mut runs = vec![Vec::new(); builds.len()];
-    for _ in 0..RUNS {
-        for (build, runs) in builds.iter().zip(&mut runs) {
-            runs.push(once(build, echo, bulk).await?);
+/// Runs all peers so often, one after the other; the table.
+pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> io::Result<String> {
+    let mut subjects: Vec<Subject> = peers
+        .iter()
+        .map(|peer| Subject {
+            name: peer.name(),
+            runs: Vec::new(),
+        })
+        .collect();
+    let before = busy();
+    for run in 0..runs {
+        for (peer, subject) in peers.iter().zip(&mut subjects) {
+            subject.runs.push(once(*peer).await);
+            eprintln!("run {} of {runs}: {} done, load {}", run + 1, subject.name, busy());
         }
     }
-    println!(
-        "| build | down Mbit/s | up Mbit/s | CPU s a GB, both ends | connections a second | small request µs (medians of \
-         {RUNS}; × the first) |"
-    );
-    println!("|---|---|---|---|---|---|");
-    type Figure = fn(&Figures) -> f64;
-    let figures: [(Figure, usize); 5] = [
-        (|run| run.down, 0),
-        (|run| run.up, 0),
-        (|run| run.cpu, 2),
-        (|run| run.connections, 0),
-        (|run| run.request, 0),
-    ];
-    for (build, mine) in builds.iter().zip(&runs) {
-        let cells: Vec<String> = figures
-            .iter()
-            .map(|(figure, digits)| {
-                let (value, first) = (median(mine, figure), median(&runs[0], figure));
-                format!("{value:.digits$} (× {:.2})", value / first)
-            })
-            .collect();
-        println!("| {} | {} |", build.name, cells.join(" | "));
+    Ok(format!(
+        "{}\nMedians of {runs} runs and their spread; load before {before}, at the end {}.\n",
+        table(&KINDS, &subjects),
+        busy()
+    ))
+}
+
+async fn once(peer: &dyn Peer) -> Run {
+    let mut run = vec![None; KINDS.len()];
+    if let Err(error) = in_bulk(peer, &mut run).await {
+        eprintln!("{}, bulk: {error}", peer.name());
     }
-    println!();
+    if let Err(error) = in_small(peer, &mut run).await {
+        eprintln!("{}, small requests: {error}", peer.name());
+    }
+    run
+}
+
+async fn in_bulk(peer: &dyn Peer, run: &mut Run) -> io::Result<()> {
+    let tunnel = Tunnel::start(peer, Service::Bulk)?;
+    // The first ones open buffers and windows, and tell how much can be asked.
+    bulk(tunnel.addr, BULK / 16, 1, Direction::Down).await?;
+    let rate = bulk(tunnel.addr, BULK, 1, Direction::Down).await?;
+    let bytes = ((rate * 1e6 / 8.0 * BULK_SECONDS) as usize).clamp(BULK / 4, MOST_BULK);
+    let before = tunnel.cpu()?;
+    run[0] = Some(bulk(tunnel.addr, bytes, 1, Direction::Down).await?);
+    run[1] = Some(bulk(tunnel.addr, bytes, 1, Direction::Up).await?);
+    run[4] = Some((tunnel.cpu()? - before) / (2 * bytes) as f64 * 1e9);
+    run[2] = Some(bulk(tunnel.addr, bytes / 8, 8, Direction::Down).await?);
+    run[3] = Some(bulk(tunnel.addr, bytes / 8, 8, Direction::Up).await?);
     Ok(())
 }
 
-async fn once(build: &Build, echo: u16, bulk: u16) -> io::Result<Figures> {
-    let mut figures = Figures::default();
-    let pair = Pair::start(build, bulk, &[], None)?;
-    // The first one opens buffers and windows.
-    transfer(pair.port, BULK / 8).await?;
-    let cpu = |pair: &Pair| io::Result::Ok(pair.relay.usage()?.cpu + pair.agent.usage()?.cpu);
-    let before = cpu(&pair)?;
-    figures.down = transfer(pair.port, BULK).await?;
-    figures.up = transfer(pair.port, -BULK).await?;
-    figures.cpu = (cpu(&pair)? - before) / (2 * BULK) as f64 * 1e9;
-    drop(pair);
-
-    let pair = Pair::start(build, echo, &[], None)?;
-    let start = Instant::now();
-    for number in 0..CONNECTIONS {
-        request(&mut visit(pair.port, number).await?).await?;
-    }
-    figures.connections = CONNECTIONS as f64 / start.elapsed().as_secs_f64();
-    let mut visitor = visit(pair.port, 0).await?;
-    let start = Instant::now();
-    for _ in 0..REQUESTS {
-        request(&mut visitor).await?;
-    }
-    figures.request = start.elapsed().as_secs_f64() / REQUESTS as f64 * 1e6;
-    Ok(figures)
-}
-
-/// Moves bytes to (positive) or from the visitor; Mbit/s.
-async fn transfer(port: u16, bytes: i64) -> io::Result<f64> {
-    let mut stream = visit(port, 0).await?;
-    let mut buffer = vec![0x5a; 256 * 1024];
-    let start = Instant::now();
-    stream.write_i64(bytes).await?;
-    let mut left = bytes.unsigned_abs() as usize;
-    while left > 0 {
-        let piece = left.min(buffer.len());
-        if bytes > 0 {
-            left -= match stream.read(&mut buffer[..piece]).await? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => count,
-            };
-        } else {
-            stream.write_all(&buffer[..piece]).await?;
-            left -= piece;
-        }
-    }
-    stream.read_u8().await?;
-    Ok(bytes.unsigned_abs() as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e6)
-}
-
-fn median(runs: &[Figures], figure: &fn(&Figures) -> f64) -> f64 {
-    let mut values: Vec<f64> = runs.iter().map(figure).collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+async fn in_small(peer: &dyn Peer, run: &mut Run) -> io::Result<()> {
+    let tunnel = Tunnel::start(peer, Service::Echo)?;
+    new_connections(tunnel.addr, AT_ONCE, 1).await?;
+    let rate = new_connections(tunnel.addr, CONNECTIONS, AT_ONCE).await?;
+    run[5..8].copy_from_slice(&[Some(rate.per_second), Some(rate.p50), Some(rate.p99)]);
+    run[8] = Some(new_connections(tunnel.addr, ONE_BY_ONE, 1).await?.p50);
+    let rate = kept_alive(tunnel.addr, AT_ONCE, REQUESTS).await?;
+    run[9..12].copy_from_slice(&[Some(rate.per_second), Some(rate.p50), Some(rate.p99)]);
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! The service behind the agent, and its visitors.
+//! The services behind a tunnel, and what their visitors do.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 /// One small request, as large as its answer.
 pub(crate) const REQUEST: usize = 128;
 
-/// Starts a server on loopback that sends back what it gets.
+/// Starts a server that sends back what it gets.
 pub(crate) async fn echo() -> io::Result<u16> {
     let listener = listener()?;
     let port = listener.local_addr()?.port();
@@ -66,13 +66,15 @@ async fn serve_bulk(mut stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await
 }
 
-/// Connects as the visitor of this number; each thousand has an address of its own.
-pub(crate) async fn visit(port: u16, number: usize) -> io::Result<TcpStream> {
+/// Connects as the visitor of this number; on loopback each thousand has an address of its own.
+pub(crate) async fn visit(addr: SocketAddr, number: usize) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
-    let source = Ipv4Addr::new(127, 0, 1, (number / 1000 + 1) as u8);
-    socket.set_reuseaddr(true)?;
-    socket.bind(SocketAddr::from((source, 0)))?;
-    let stream = socket.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
+    if addr.ip().is_loopback() {
+        socket.set_reuseaddr(true)?;
+        let source = Ipv4Addr::new(127, 0, 1 + (number / 250_000) as u8, (number / 1000 % 250 + 1) as u8);
+        socket.bind(SocketAddr::from((source, 0)))?;
+    }
+    let stream = socket.connect(addr).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -91,6 +93,6 @@ pub(crate) async fn request(stream: &mut TcpStream) -> io::Result<()> {
 
 fn listener() -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    socket.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
     socket.listen(4096)
 }

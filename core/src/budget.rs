@@ -1,4 +1,4 @@
-//! The one memory budget from which buffers are charged, and the size classes of a flow's buffers.
+//! The one memory budget from which buffers are charged, and the sizes that a flow's buffers may have.
 
 /// How many bytes a machine may commit, and how many it has.
 #[derive(Debug)]
@@ -7,38 +7,68 @@ pub(crate) struct Budget {
     used: usize,
 }
 
-/// What a flow's two ring buffers cost. The receive buffer is the window: rate is at most its size a round trip.
+/// The sizes of a flow's two ring buffers in bytes. The one for receiving is the window, and the one for sending holds
+/// what is not acknowledged: rate is at most the smaller of the two, here and there, a round trip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Buffers {
+    pub(crate) receive: usize,
+    pub(crate) send: usize,
+}
+
+/// The size of one of a flow's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BufferClass(usize);
 
+/// Classes and the share of the budget in percent up to which each is handed out: plenty of memory, large windows. The
+/// rest above the last share is for flows that are there already and come to need a buffer again.
+const CLASSES: [(BufferClass, usize); 5] = [
+    (BufferClass::LARGEST, 40),
+    (BufferClass(1024 * 1024), 55),
+    (BufferClass(128 * 1024), 70),
+    (BufferClass::FIRST, 85),
+    (BufferClass::SMALLEST, 95),
+];
+
 impl BufferClass {
     /// The smallest class, for which flows are refused rather than shrunk any further.
-    pub(crate) const SMALLEST: Self = Self(8 * 1024);
+    pub(crate) const SMALLEST: Self = Self(4 * 1024);
 
-    /// No bound but the budget's fill.
-    pub(crate) const LARGEST: Self = Self(512 * 1024);
+    /// What a flow begins with: the first ten packets (RFC 6928) fit, and most requests and answers.
+    pub(crate) const FIRST: Self = Self(16 * 1024);
 
-    /// The size of each of the two buffers in bytes.
-    pub(crate) fn bytes(self) -> usize {
+    /// Nobody gets a larger one: 400 Mbit/s over a round trip of 100 ms need 5 MB, and a window that is told with a scale
+    /// of 7 can be 8 MiB.
+    pub(crate) const LARGEST: Self = Self(6 * 1024 * 1024);
+
+    /// Its size in bytes.
+    pub(crate) const fn bytes(self) -> usize {
         self.0
     }
 
-    /// What a flow of this class is charged: its buffers and its state.
-    pub(crate) fn charge(self) -> usize {
-        2 * self.0 + FLOW_STATE
+    /// The smallest class that holds so many bytes, or the largest there is.
+    pub(crate) fn holding(bytes: usize) -> Self {
+        let upwards = CLASSES.into_iter().rev().map(|(class, _)| class);
+        upwards
+            .into_iter()
+            .find(|class| class.0 >= bytes)
+            .unwrap_or(Self::LARGEST)
     }
 }
 
-/// A flow's socket, map entry and timer, rounded up (a smoltcp socket with 32 assembler holes is about 1 KiB).
-const FLOW_STATE: usize = 2 * 1024;
+impl Buffers {
+    /// Two of the same size.
+    pub(crate) fn both(class: BufferClass) -> Self {
+        Self {
+            receive: class.bytes(),
+            send: class.bytes(),
+        }
+    }
 
-/// Classes and the share of the budget up to which each is handed out: plenty of memory, large windows.
-const CLASSES: [(BufferClass, usize); 4] = [
-    (BufferClass::LARGEST, 30),
-    (BufferClass(128 * 1024), 60),
-    (BufferClass(32 * 1024), 80),
-    (BufferClass::SMALLEST, 100),
-];
+    /// Bytes of both.
+    pub(crate) fn bytes(self) -> usize {
+        self.receive + self.send
+    }
+}
 
 impl Budget {
     pub(crate) fn new(limit: usize) -> Self {
@@ -86,19 +116,15 @@ impl Budget {
         true
     }
 
-    /// Charges a flow's buffers: the largest class up to `largest` that the fill of the budget allows, `None` if even
-    /// the smallest does not fit.
-    pub(crate) fn charge_flow(&mut self, largest: BufferClass) -> Option<BufferClass> {
-        CLASSES
-            .into_iter()
-            .filter(|&(class, _)| class <= largest)
-            .find(|&(class, share)| {
-                (self.used + class.charge()).saturating_mul(100) <= self.limit.saturating_mul(share)
-            })
-            .map(|(class, _)| {
-                self.used += class.charge();
-                class
-            })
+    /// The largest class up to `most` of which `count` buffers may be handed out, given the budget's fill, to a flow that
+    /// gives back `held` bytes for them and costs `more` besides. `None` if even the smallest is too much.
+    pub(crate) fn affordable(&self, most: BufferClass, count: usize, more: usize, held: usize) -> Option<BufferClass> {
+        let others = self.used.saturating_sub(held) + more;
+        let fits = |&(class, share): &(BufferClass, usize)| {
+            (others + count * class.bytes()).saturating_mul(100) <= self.limit.saturating_mul(share)
+        };
+        let picked = CLASSES.into_iter().filter(|&(class, _)| class <= most).find(fits);
+        picked.map(|(class, _)| class)
     }
 }
 
@@ -107,21 +133,49 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flows_shrink_with_the_budget_and_are_refused_at_its_end() {
-        let mut budget = Budget::new(16 * 1024 * 1024);
+    fn buffers_shrink_with_the_budget_and_are_refused_before_its_end() {
+        let limit = 64 * 1024 * 1024;
+        let mut budget = Budget::new(limit);
         let mut classes = Vec::new();
-        while let Some(class) = budget.charge_flow(BufferClass::LARGEST) {
+        while let Some(class) = budget.affordable(BufferClass::LARGEST, 2, 100, 0) {
+            assert!(budget.charge(2 * class.bytes() + 100));
             classes.push(class);
         }
         assert!(classes.is_sorted_by(|a, b| a >= b));
-        assert_eq!(classes.first(), Some(&BufferClass(512 * 1024)));
+        assert_eq!(classes.first(), Some(&BufferClass::LARGEST));
         assert_eq!(classes.last(), Some(&BufferClass::SMALLEST));
-        assert!(budget.used() <= 16 * 1024 * 1024);
-        let charged: usize = classes.iter().map(|class| class.charge()).sum();
+        assert!(budget.used() <= limit / 100 * 96);
+        assert!(budget.used() >= limit / 100 * 94);
+        let charged: usize = classes.iter().map(|class| 2 * class.bytes() + 100).sum();
         assert_eq!(charged, budget.used());
         budget.release(charged);
         assert_eq!(budget.used(), 0);
-        assert_eq!(budget.charge_flow(BufferClass::SMALLEST), Some(BufferClass::SMALLEST));
+        assert_eq!(
+            budget.affordable(BufferClass::FIRST, 2, 100, 0),
+            Some(BufferClass::FIRST)
+        );
+    }
+
+    #[test]
+    fn what_is_given_back_counts() {
+        let mut budget = Budget::new(1000 * 1024);
+        assert!(budget.charge(900 * 1024));
+        assert_eq!(
+            budget.affordable(BufferClass::LARGEST, 1, 0, 0),
+            Some(BufferClass::SMALLEST)
+        );
+        let held = 300 * 1024;
+        assert_eq!(
+            budget.affordable(BufferClass::LARGEST, 1, 0, held),
+            Some(BufferClass(128 * 1024).min(BufferClass::FIRST.max(BufferClass::SMALLEST)))
+        );
+    }
+
+    #[test]
+    fn classes_hold_what_is_asked() {
+        for (bytes, class) in [(0, 4), (4096, 4), (4097, 16), (100_000, 128), (9 << 20, 6 * 1024)] {
+            assert_eq!(BufferClass::holding(bytes), BufferClass(class * 1024));
+        }
     }
 
     #[test]

@@ -54,10 +54,18 @@ counters! {
     flows_opened,
     /// Flows ended.
     flows_closed,
+    /// Times that a flow got buffers of another size, as its need or the memory had changed.
+    buffers_changed,
+    /// Times that a silent flow gave its buffers back.
+    flows_slept,
     /// Flows refused because the table of flows is full.
     refused_flows_full,
     /// Flows, connections, peers and the like refused because the memory budget is used up.
     refused_memory,
+    /// Times that a silent flow could not have its buffers back at once because the memory budget is used up.
+    wakes_delayed,
+    /// Acknowledgements heard in packets that had nothing else: both ends sent again at the same time.
+    late_acknowledgements,
     /// Flows refused because too many are half open.
     refused_half_open,
     /// Connections inside the tunnel refused with a RST because nothing listens on their port.

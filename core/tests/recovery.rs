@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use portal_core::{Access, AgentEvent, Grant, Kind, Machine, RelayEvent, Transport};
-use portal_sim::{Loss, Memory, World, agent_config, agent_key, pattern, relay_config, service};
+use portal_core::{Access, AgentEvent, Grant, Kind, Machine, RelayEvent, StreamId, Transport};
+use portal_sim::{HostId, Loss, Memory, World, agent_config, agent_key, pattern, relay_config, service};
 
 /// An arbitrary origin for the virtual clock.
 #[expect(clippy::disallowed_methods, reason = "never compared with another clock")]
@@ -347,6 +347,49 @@ fn both_ends_say_goodbye() {
             .iter()
             .any(|event| matches!(event, AgentEvent::RelayDown { .. }))
     );
+}
+
+/// A connection whose two ends were said, the agent's into a cable that is cut: where the end of the answer was lost.
+fn end_in_a_cut(world: &mut World) -> StreamId {
+    let visitor = world.visit(world.public_port(0)).unwrap();
+    world.say(visitor, b"all");
+    world.run_until("the echo", |world| world.relays[0].sockets[&visitor].received == b"all");
+    let target = *world.agents[0].sockets.keys().next().unwrap();
+    let socket = world.socket(HostId::Agent(0), target);
+    (socket.echo, socket.fin_answers_fin) = (false, false);
+    world.visitor(visitor).fin_to_send = true;
+    world.run_until("the visitor's end at the target", |world| {
+        world.agents[0].sockets.values().any(|socket| socket.fin_received)
+    });
+    world.socket(HostId::Agent(0), target).fin_to_send = true;
+    world.impair(0, |link| link.partitioned = true);
+    world.run_until("the end of the connection at the agent", |world| {
+        world.agents[0].machine.connection_count() == 0
+    });
+    visitor
+}
+
+#[test]
+fn an_agent_that_ends_brings_over_what_was_lost_on_the_way() {
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    let visitor = end_in_a_cut(&mut world);
+    world.agents[0].machine.begin_shutdown(world.now);
+    world.run(Duration::from_millis(500));
+    assert!(!world.relays[0].sockets[&visitor].fin_received, "the cable is cut");
+    assert!(!world.agents[0].machine.is_finished());
+    world.impair(0, |link| link.partitioned = false);
+    world.run_until("the agent's end", |world| world.agents[0].machine.is_finished());
+    assert!(world.relays[0].sockets[&visitor].fin_received);
+    assert_eq!(world.relays[0].machine.census().leases, 0);
+}
+
+#[test]
+fn an_agent_that_ends_does_not_wait_for_a_relay_that_is_gone() {
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    end_in_a_cut(&mut world);
+    world.agents[0].machine.begin_shutdown(world.now);
+    world.run(Duration::from_secs(3));
+    assert!(world.agents[0].machine.is_finished());
 }
 
 #[test]

@@ -1,41 +1,35 @@
-//! How fast one upload is, over round trip, loss and buffer class, as a table in the repository: a change of the TCP
-//! layer is reviewed as a diff of `throughput.txt`. `UPDATE=1` writes it anew.
+//! How fast one upload is, over round trip, loss and memory, as a table in the repository: a change of the TCP layer is
+//! reviewed as a diff of `throughput.txt`. `UPDATE=1` writes it anew.
 
 use std::fmt::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use portal_core::{Kind, StreamId};
-use portal_sim::{Loss, Opening, SideId, TargetScript, World, agent_config, relay_config, service};
+use portal_core::Kind;
+use portal_sim::{Loss, Opening, TargetScript, World, agent_config, relay_config, service};
 
 const ROUND_TRIPS: [u64; 3] = [2, 20, 100];
 /// Out of a million.
 const LOSSES: [u32; 3] = [0, 1_000, 10_000];
-/// The sizes of a flow's buffers in KiB, as `budget.rs` gives them out; `None` for its largest.
-const CLASSES: [Option<usize>; 4] = [Some(8), Some(32), Some(128), None];
+/// The memory budget of both ends in MiB, with nothing else to hold: how large the flow's buffers may grow.
+const MEMORIES: [usize; 4] = [4, 8, 16, 256];
 /// One upload ends after this much or this long, whichever comes first.
 const MOST_BYTES: u64 = 4 << 20;
 const LONGEST: Duration = Duration::from_secs(20);
 /// A lossy cell is the mean of as many runs.
-const LOSSY_RUNS: u64 = 3;
-/// What a flow is charged beyond its buffers is less than this.
-const MOST_STATE: usize = 6 << 10;
-
+const LOSSY_RUNS: u64 = 8;
 #[test]
 fn the_table_is_as_committed() {
     let mut table =
-        String::from("One upload, kB/s. Buffers of a flow in KiB across, round trip and loss (each way) down.\n\n");
-    let heads = CLASSES.iter().map(|class| match class {
-        Some(class) => format!("{class:>8}"),
-        None => format!("{:>8}", "largest"),
-    });
+        String::from("One upload, kB/s. Memory of both ends in MiB across, round trip and loss (each way) down.\n\n");
+    let heads = MEMORIES.iter().map(|memory| format!("{memory:>8}"));
     let heads: String = heads.collect();
     writeln!(table, "{:>7} {:>6}{heads}", "RTT", "loss").expect("a string takes all");
     for round_trip in ROUND_TRIPS {
         for loss in LOSSES {
-            let cells = CLASSES
+            let cells = MEMORIES
                 .iter()
-                .map(|&class| format!("{:>8}", kilobytes_per_second(round_trip, loss, class)));
+                .map(|&memory| format!("{:>8}", kilobytes_per_second(round_trip, loss, memory << 20)));
             let cells: String = cells.collect();
             let percent = f64::from(loss) / 10_000.0;
             writeln!(table, "{round_trip:>4} ms {percent:>4} %{cells}").expect("a string takes all");
@@ -46,11 +40,11 @@ fn the_table_is_as_committed() {
 }
 
 /// The speed of one upload.
-fn kilobytes_per_second(round_trip: u64, loss: u32, class: Option<usize>) -> u64 {
+fn kilobytes_per_second(round_trip: u64, loss: u32, memory: usize) -> u64 {
     let runs = if loss == 0 { 1 } else { LOSSY_RUNS };
     let (mut bytes, mut time) = (0, Duration::ZERO);
     for seed in 0..runs {
-        let (moved, took) = upload(seed, Duration::from_millis(round_trip), loss, class);
+        let (moved, took) = upload(seed, Duration::from_millis(round_trip), loss, memory);
         bytes += moved;
         time += took;
     }
@@ -58,10 +52,8 @@ fn kilobytes_per_second(round_trip: u64, loss: u32, class: Option<usize>) -> u64
 }
 
 /// How many bytes arrived, and how long it took.
-fn upload(seed: u64, round_trip: Duration, loss: u32, class: Option<usize>) -> (u64, Duration) {
+fn upload(seed: u64, round_trip: Duration, loss: u32, memory: usize) -> (u64, Duration) {
     let mut world = World::new(origin(), seed);
-    // In little memory flows shrink soon.
-    let memory = if class.is_none() { 64 << 20 } else { 4 << 20 };
     let (mut relay, mut agent) = (relay_config(0), agent_config(0, 0, vec![service(Kind::Tcp, 3000)]));
     relay.limits.memory = memory;
     agent.limits.memory = memory;
@@ -70,7 +62,12 @@ fn upload(seed: u64, round_trip: Duration, loss: u32, class: Option<usize>) -> (
     world.agents[0].behaviour.targets = TargetScript::Model { most: 0 };
     world.run_until("the lease", |world| world.public(0).is_some());
     world.impair(0, |link| link.latency = round_trip / 2);
-    let (visitor, side) = visitor_of_class(&mut world, class);
+    let (port, remote) = (world.public_port(0), ([198, 51, 100, 1], 1000).into());
+    let visitor = world
+        .visit_modelled(0, port, remote, &Opening::Raw, 3000, 0)
+        .expect("accepted");
+    world.run(Duration::from_secs(1));
+    let side = world.visitor(visitor).side.expect("modelled");
     world.impair(0, |link| link.loss = Loss::Random(loss));
     let target = world
         .ledger
@@ -82,34 +79,6 @@ fn upload(seed: u64, round_trip: Duration, loss: u32, class: Option<usize>) -> (
     world.visitor(visitor).left_to_send = MOST_BYTES;
     while arrived(&world) - before < MOST_BYTES && world.step(start + LONGEST) {}
     (arrived(&world) - before, world.now - start)
-}
-
-/// Lets visitors come until one gets buffers of `class` at both ends.
-fn visitor_of_class(world: &mut World, class: Option<usize>) -> (StreamId, SideId) {
-    let port = world.public_port(0);
-    let charge = class.map_or(0..usize::MAX, |class| {
-        (2 * class) << 10..((2 * class) << 10) + MOST_STATE
-    });
-    let used = |world: &World| {
-        (
-            world.relays[0].machine.memory_used(),
-            world.agents[0].machine.memory_used(),
-        )
-    };
-    for number in 0..200 {
-        let remote = ([198, 51, 100, 1], 1000 + number).into();
-        let before = used(world);
-        let visitor = world
-            .visit_modelled(0, port, remote, &Opening::Raw, 3000, 0)
-            .expect("accepted");
-        world.run(Duration::from_secs(1));
-        let after = used(world);
-        if charge.contains(&(after.0 - before.0)) && charge.contains(&(after.1 - before.1)) {
-            let side = world.visitor(visitor).side.expect("modelled");
-            return (visitor, side);
-        }
-    }
-    panic!("no flow gets buffers of {class:?} KiB: does `CLASSES` say what `budget.rs` does?");
 }
 
 #[expect(

@@ -6,6 +6,8 @@ compile_error!("choose a runtime: the feature \"tokio\", which is the usual one,
 compile_error!("choose one runtime: \"mio\" goes with --no-default-features");
 
 mod agent;
+#[cfg(feature = "mimalloc")]
+mod allocator;
 mod cli;
 mod clock;
 mod commands;
@@ -41,6 +43,8 @@ use self::config::{Invocation, LoadError};
 use self::failure::Failure;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "mimalloc")]
+    allocator::give_back_at_once();
     process::hide_panics();
     let ended = match Invocation::load() {
         // Help and version come this way too.

@@ -9,7 +9,7 @@ use portal_adapter::Stats;
 use portal_adapter::engine::Stopped;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::wake::ReadyList;
+use portal_adapter::wake::ReadyList;
 
 /// How many calls may wait for the driver; callers beyond that wait to get in.
 pub(crate) const CALL_QUEUE: usize = 256;

@@ -45,7 +45,6 @@ pub mod service;
 mod socket;
 mod system;
 mod timer;
-mod wake;
 
 pub use dial::Handlers;
 pub use driver::Driver;

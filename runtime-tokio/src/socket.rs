@@ -12,7 +12,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 
-use crate::wake::Source;
+use portal_adapter::wake::Source;
 
 /// A connected socket.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::dial::{self, Handlers, Names, Report};
 use crate::socket::{Datagrams, Kernel, Stream};
-use crate::wake::{ReadyList, Source};
+use portal_adapter::wake::{ReadyList, Source};
 
 /// See the module docs.
 #[derive(Debug)]

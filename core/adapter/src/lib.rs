@@ -22,6 +22,7 @@ mod table;
 mod tunnel;
 mod turn;
 pub mod udp;
+pub mod wake;
 
 pub use bind::{bind_udp, usable};
 pub use settings::Settings;

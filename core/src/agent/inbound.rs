@@ -54,7 +54,7 @@ impl Agent {
             return;
         };
         // The relay may not have heard yet that this agent ends.
-        if self.closing {
+        if self.node.is_closing() {
             return self.refuse_flow(flow);
         }
         let Some(service) = self.services.at(view.local_port).map(Arc::clone) else {

@@ -150,6 +150,12 @@ pub enum AgentEvent {
         /// Why, for people.
         message: String,
     },
+    /// The memory budget is used up: something was refused for want of it, and what is there goes on. Said at most once
+    /// a minute.
+    MemoryShort {
+        /// How many connections, flows, peers and the like were refused since this was last said.
+        refused: u64,
+    },
     /// A visitor's connection could not be joined to its target.
     TargetFailed {
         /// Of which service.
@@ -191,7 +197,6 @@ pub struct Agent {
     services: Services,
     inbound: Inbound,
     associations: TargetAssociations,
-    closing: bool,
 }
 
 impl Agent {
@@ -215,7 +220,6 @@ impl Agent {
             services,
             inbound: Inbound::new(),
             associations: TargetAssociations::new(config.limits.associations, &mut node.random),
-            closing: false,
             node,
             config,
         };
@@ -360,7 +364,11 @@ impl Owned for Agent {
                 NodeEvent::Ended(ended) => self.ended(&ended),
             }
         }
+        if let Some(refused) = self.node.resources.refusals_to_tell(now) {
+            self.node.event(AgentEvent::MemoryShort { refused });
+        }
         self.uplink.note_state(now);
+        self.node.follow_closing(now);
     }
 }
 
@@ -408,7 +416,7 @@ impl Machine for Agent {
     /// Operators are all that an agent listens to.
     fn accept(&mut self, now: Instant, listener: ListenerId, _: SocketAddr, _: SocketAddr) -> Option<StreamId> {
         let now = self.node.clamp(now);
-        if listener != ADMIN || self.closing {
+        if listener != ADMIN || self.node.is_closing() {
             return None;
         }
         self.node.accept_operator(now)
@@ -456,7 +464,14 @@ impl Machine for Agent {
 
     fn poll_transmit(&mut self, now: Instant, batch: &mut TransmitBatch) -> bool {
         let now = self.node.clamp(now);
-        self.node.poll_transmit(now, batch)
+        while !self.node.poll_transmit(now, batch) {
+            // A flow that has moved or woken may take bytes again.
+            if !self.node.stack.has_touched() {
+                return false;
+            }
+            self.settle(now);
+        }
+        true
     }
 
     fn poll_action(&mut self) -> Option<Action<AgentEvent>> {
@@ -475,7 +490,7 @@ impl Machine for Agent {
 
     fn begin_shutdown(&mut self, now: Instant) {
         let now = self.node.clamp(now);
-        self.closing = true;
+        self.node.begin_closing(now);
         if self.config.admin.take().is_some() {
             self.node.actions.push_back(Action::Unlisten { listener: ADMIN });
         }
@@ -484,7 +499,7 @@ impl Machine for Agent {
     }
 
     fn is_finished(&self) -> bool {
-        self.closing && self.node.stream_count() == 0 && self.node.stack.is_drained()
+        self.node.is_finished()
     }
 }
 

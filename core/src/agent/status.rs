@@ -113,7 +113,7 @@ impl Agent {
     /// Why visitors cannot be served now, if they cannot: the tunnel does not carry data, or a service has no lease.
     #[must_use]
     pub fn not_ready(&self) -> Option<String> {
-        if self.closing {
+        if self.node.is_closing() {
             return Some("the agent is shutting down".into());
         }
         if let Some(reason) = self.uplink.not_ready() {

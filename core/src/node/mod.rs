@@ -2,6 +2,7 @@
 //! towards the runtime. It takes no decision about who may do what.
 
 mod byte_path;
+mod closing;
 mod meter;
 mod stream;
 mod stream_tls;
@@ -99,6 +100,8 @@ pub struct Node<X, E> {
     pub(crate) started: Instant,
     latest: Instant,
     honoured: Option<Instant>,
+    /// Set once the end was asked for: until when far ends are waited for.
+    lingers_until: Option<Instant>,
 }
 
 /// Something the machine above has to look at.
@@ -166,6 +169,7 @@ impl<X, E> Node<X, E> {
             started: now,
             latest: now,
             honoured: None,
+            lingers_until: None,
         }
     }
 
@@ -213,7 +217,7 @@ impl<X, E> Node<X, E> {
             self.resources.counters.datagrams_received += 1;
             let opened = self.wg.open(now, path, datagram, &mut plain, &mut self.resources);
             let Some((peer, len)) = opened else { continue };
-            if let Some(packet) = self.stack.ingress(now, peer, &plain[..len], &mut self.resources) {
+            if let Some(packet) = self.stack.ingress(now, peer, &mut plain[..len], &mut self.resources) {
                 let contents = packet.contents.clone();
                 udp(self, peer, packet, &plain[contents]);
             }
@@ -253,6 +257,7 @@ impl<X, E> Node<X, E> {
             self.stack.poll_timeout().map(|at| (at, "tcp timer")),
             self.stream_deadlines.next().map(|at| (at, "stream deadline")),
             self.meters.next_timeout().map(|at| (at, "rate limit")),
+            self.linger_timeout().map(|at| (at, "end")),
         ];
         let (mut at, reason) = candidates.into_iter().flatten().min_by_key(|&(at, _)| at)?;
         if let Some(honoured) = self.honoured

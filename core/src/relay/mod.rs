@@ -235,6 +235,12 @@ pub enum RelayEvent {
         /// Why.
         error: PlainPeerError,
     },
+    /// The memory budget is used up: something was refused for want of it, and what is there goes on. Said at most once
+    /// a minute.
+    MemoryShort {
+        /// How many connections, flows, peers and the like were refused since this was last said.
+        refused: u64,
+    },
     /// A visitor sends datagrams, for the first time or again after a silence.
     DatagramVisitor {
         /// The lease's public address.
@@ -283,7 +289,6 @@ pub struct Relay {
     sources: Map<IpAddr, u32>,
     quotas: Quotas,
     associations: VisitorAssociations,
-    closing: bool,
 }
 
 impl Relay {
@@ -305,7 +310,6 @@ impl Relay {
             sources: Map::with_hasher(node.random.hasher()),
             quotas: Quotas::new(&config.access),
             associations: VisitorAssociations::new(config.limits.associations, &mut node.random),
-            closing: false,
             node,
             config,
         };
@@ -583,6 +587,10 @@ impl Owned for Relay {
                 NodeEvent::Ended(ended) => self.ended(ended),
             }
         }
+        if let Some(refused) = self.node.resources.refusals_to_tell(now) {
+            self.node.event(RelayEvent::MemoryShort { refused });
+        }
+        self.node.follow_closing(now);
     }
 }
 
@@ -672,7 +680,14 @@ impl Machine for Relay {
 
     fn poll_transmit(&mut self, now: Instant, batch: &mut TransmitBatch) -> bool {
         let now = self.node.clamp(now);
-        self.node.poll_transmit(now, batch)
+        while !self.node.poll_transmit(now, batch) {
+            // A flow that has moved or woken may take bytes again.
+            if !self.node.stack.has_touched() {
+                return false;
+            }
+            self.settle(now);
+        }
+        true
     }
 
     fn poll_action(&mut self) -> Option<Action<RelayEvent>> {
@@ -690,7 +705,7 @@ impl Machine for Relay {
 
     fn begin_shutdown(&mut self, now: Instant) {
         let now = self.node.clamp(now);
-        self.closing = true;
+        self.node.begin_closing(now);
         self.node.stack.unserve(crate::control::PORT);
         let listeners: Vec<_> = self.listeners.iter().map(|(key, _)| key).collect();
         for key in listeners {
@@ -704,7 +719,7 @@ impl Machine for Relay {
     }
 
     fn is_finished(&self) -> bool {
-        self.closing && self.node.stream_count() == 0 && self.node.stack.is_drained()
+        self.node.is_finished()
     }
 }
 

@@ -125,7 +125,7 @@ impl Relay {
     /// Why visitors cannot be served now, if they cannot: for whoever sends them here.
     #[must_use]
     pub fn not_ready(&self) -> Option<String> {
-        if self.closing {
+        if self.node.is_closing() {
             return Some("the relay is shutting down".into());
         }
         let is_open = |ingress: Ingress| {

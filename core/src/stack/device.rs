@@ -30,6 +30,21 @@ impl PacketSlot {
         self.len = 0;
     }
 
+    pub(super) fn packet(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+
+    pub(super) fn packet_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[..self.len]
+    }
+
+    /// Puts a packet in that `write` makes in the room and whose length it says.
+    pub(super) fn put(&mut self, write: impl FnOnce(&mut [u8]) -> usize) {
+        self.len = write(&mut self.buffer);
+        let padded = self.len.next_multiple_of(16).min(self.buffer.len());
+        self.buffer[self.len..padded].fill(0);
+    }
+
     /// The packet, zeros behind it up to `padded` bytes in all.
     pub(super) fn padded(&self, padded: usize) -> &[u8] {
         &self.buffer[..padded.min(self.buffer.len())]

@@ -6,6 +6,7 @@ use smoltcp::iface::PollResult;
 use smoltcp::socket::tcp::State;
 
 use super::device::Port;
+use super::need::silence;
 use super::{FlowId, Stack};
 use crate::resources::Resources;
 use crate::wg::{PeerId, padded};
@@ -98,11 +99,24 @@ impl Stack {
             self.schedule.finish_flow();
             return false;
         };
+        if std::mem::take(&mut flow.moved_bytes) {
+            flow.active_at = now;
+        }
+        if flow.house.is_none() {
+            return self.egress_asleep(now, id, resources);
+        }
         if flow.sent_in_turn >= FLOW_QUANTUM {
             flow.sent_in_turn = 0;
             self.schedule.rotate_flow();
             return false;
         }
+        if self.follow_need(now, id, resources) {
+            return true;
+        }
+        let Some(flow) = self.flows.get_mut(id.0) else {
+            return false;
+        };
+        let Some(house) = &mut flow.house else { return false };
         let mut port = Port {
             mtu: self.config.mtu,
             incoming: None,
@@ -114,9 +128,10 @@ impl Stack {
         }
         let polled = self
             .interface
-            .poll_egress(flow.ended.unwrap_or(smoltcp_now), &mut port, &mut flow.set);
+            .poll_egress(flow.ended.unwrap_or(smoltcp_now), &mut port, &mut house.set);
         let changed = flow.observe();
         if polled != PollResult::None && !self.next.is_empty() {
+            flow.wire.outgoing(now, self.next.packet_mut());
             flow.unacknowledged = 0;
             flow.sent_in_turn += 1;
             if changed {
@@ -130,9 +145,10 @@ impl Stack {
         if changed {
             self.touch(id);
         }
+        let tells = self.fall_asleep(now, id, resources);
         self.arm(now, id);
         self.settle(id, resources);
-        false
+        tells
     }
 
     /// Sets a flow's timer to what smoltcp waits for.
@@ -141,16 +157,22 @@ impl Stack {
         let Some(flow) = self.flows.get_mut(id.0) else {
             return;
         };
+        let Some(house) = &flow.house else {
+            let due = flow.next_sign().max(now + STALLED);
+            return self.timers.set(id, due);
+        };
         // What is left of a connection in TIME-WAIT is unread bytes: see `segment`.
         let due = match flow.seen.state {
             Some(State::TimeWait) => None,
-            _ => self.interface.poll_at(smoltcp_now, &flow.set),
+            _ => self.interface.poll_at(smoltcp_now, &house.set),
         };
-        match due {
-            Some(due) => {
-                let due = self.instant_of(due).max(now + STALLED);
-                self.timers.set_no_later(id, due);
-            }
+        // One that is not quiet comes here again when it is.
+        let lull = flow.active_at + silence(house.buffers);
+        let lull = (house.is_quiet() && !flow.seen.is_ending()).then_some(lull);
+        let wish_ends = flow.need.wish_ends();
+        let due = due.map(|due| self.instant_of(due));
+        match due.into_iter().chain(lull).chain(wish_ends).min() {
+            Some(due) => self.timers.set_no_later(id, due.max(now + STALLED)),
             None => self.timers.clear(id),
         }
     }

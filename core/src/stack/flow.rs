@@ -1,22 +1,25 @@
-//! One TCP connection inside the tunnel: its socket, alone in a set, and what was seen of its life.
+//! One TCP connection inside the tunnel: its wire, the house it lives in if it is awake, and what was seen of its life.
 
 use std::net::Ipv6Addr;
+use std::time::Instant;
 
-use smoltcp::iface::{SocketHandle, SocketSet, SocketStorage};
-use smoltcp::socket::tcp::{self, CongestionControl, State};
-use smoltcp::time::Duration;
+use smoltcp::socket::tcp::State;
 
-use super::{FlowKey, Owner, SPEED};
-use crate::budget::BufferClass;
+use super::house::{HOUSE_STATE, House};
+use super::need::Need;
+use super::wire::Wire;
+use super::{FlowKey, Owner};
+use crate::budget::{BufferClass, Buffers};
 use crate::wg::PeerId;
 
-/// See the module docs. The set holds this one socket for as long as the flow lives.
+/// See the module docs.
 pub(super) struct Flow {
-    pub(super) set: SocketSet<'static>,
-    handle: SocketHandle,
+    /// `None` while it sleeps.
+    pub(super) house: Option<House>,
+    pub(super) wire: Wire,
+    pub(super) need: Need,
     pub(super) peer: PeerId,
     pub(super) key: FlowKey,
-    pub(super) class: BufferClass,
     pub(super) owner: Owner,
     pub(super) inbound: bool,
     pub(super) seen: Seen,
@@ -28,10 +31,22 @@ pub(super) struct Flow {
     pub(super) lost: bool,
     /// On the list of flows that the layer above should look at.
     pub(super) touched: bool,
+    /// It sleeps and has a reason to wake.
+    pub(super) wakes: bool,
+    /// It slept when it broke, and the other end was told.
+    pub(super) reset_sent: bool,
+    /// Its owner has moved bytes since it was last looked at.
+    pub(super) moved_bytes: bool,
     /// Packets sent in this turn.
     pub(super) sent_in_turn: u32,
     /// Data packets taken in since the last packet was sent.
     pub(super) unacknowledged: u32,
+    /// When bytes were last moved.
+    pub(super) active_at: Instant,
+    /// When a packet last came.
+    pub(super) heard: Instant,
+    /// When the other end was last asked, in its sleep, whether it is there.
+    pub(super) asked: Instant,
 }
 
 /// What has happened in a flow's life; smoltcp's state alone forgets it.
@@ -44,32 +59,36 @@ pub(super) struct Seen {
     pub(super) state: Option<State>,
 }
 
-/// Until a connection is established (both ways of opening).
-const HALF_OPEN_TIMEOUT: Duration = Duration::from_secs(10 * SPEED);
-/// How long the other end may leave data unacknowledged or keep-alives unanswered before it counts as gone. Long enough to
-/// outlive a cable pulled for minutes.
-const DEAD_TIMEOUT: Duration = Duration::from_secs(300 * SPEED);
-const KEEP_ALIVE: Duration = Duration::from_secs(60 * SPEED);
-/// A flow that nobody owns any more only has its last bytes to bring over.
-const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60 * SPEED);
+impl Seen {
+    /// An end was said, by us or the other side.
+    pub(super) fn is_ending(self) -> bool {
+        self.remote_fin || self.local_fin || self.aborted
+    }
+}
+
+/// What a flow costs without its house: itself, its map entry, its timer, rounded up.
+pub(super) const FLOW_STATE: usize = 768;
+const _: () = assert!(
+    size_of::<Flow>() + 3 * size_of::<(FlowKey, Instant, u64)>() < FLOW_STATE,
+    "what a flow is charged is what it costs"
+);
 
 impl Flow {
-    pub(super) fn new(peer: PeerId, key: FlowKey, class: BufferClass, inbound: bool) -> Self {
-        // A new socket for each connection: smoltcp's reset() carries congestion state and options over.
-        let buffer = || tcp::SocketBuffer::new(vec![0; class.bytes()]);
-        let mut socket = tcp::Socket::new(buffer(), buffer());
-        socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
-        socket.set_timeout(Some(HALF_OPEN_TIMEOUT));
-        socket.set_congestion_control(CongestionControl::Cubic);
-        let mut set = SocketSet::new(vec![SocketStorage::EMPTY]);
-        let handle = set.add(socket);
+    pub(super) fn new(
+        now: Instant,
+        peer: PeerId,
+        key: FlowKey,
+        buffers: Buffers,
+        most: BufferClass,
+        inbound: bool,
+    ) -> Self {
         Self {
-            set,
-            handle,
+            // A new socket for each connection: smoltcp's reset() carries congestion state and options over.
+            house: Some(House::new(buffers)),
+            wire: Wire::default(),
+            need: Need::new(now, most),
             peer,
             key,
-            class,
             owner: Owner::Nobody,
             inbound,
             seen: Seen::default(),
@@ -77,22 +96,48 @@ impl Flow {
             lost: false,
             ended: None,
             touched: false,
+            wakes: false,
+            reset_sent: false,
+            moved_bytes: false,
             sent_in_turn: 0,
             unacknowledged: 0,
+            active_at: now,
+            heard: now,
+            asked: now,
         }
     }
 
-    pub(super) fn socket(&self) -> &tcp::Socket<'static> {
-        self.set.get(self.handle)
+    /// What the memory budget is charged for it.
+    pub(super) fn charge(&self) -> usize {
+        let house = self.house.as_ref();
+        FLOW_STATE + house.map_or(0, |house| HOUSE_STATE + house.buffers.bytes())
     }
 
-    pub(super) fn socket_mut(&mut self) -> &mut tcp::Socket<'static> {
-        self.set.get_mut(self.handle)
+    /// The connection's state; one that sleeps is established.
+    pub(super) fn state(&self) -> State {
+        match &self.house {
+            Some(house) => house.socket().state(),
+            None if self.seen.aborted => State::Closed,
+            None => State::Established,
+        }
+    }
+
+    /// Whether there is room for bytes to send, or would be as soon as there are any.
+    pub(super) fn can_send(&self) -> bool {
+        match &self.house {
+            // One that wishes to move must come to rest first.
+            Some(house) => house.socket().can_send() && !self.need.wishes(),
+            None => !self.wakes && !self.seen.is_ending(),
+        }
+    }
+
+    pub(super) fn can_receive(&self) -> bool {
+        self.house.as_ref().is_some_and(|house| house.socket().can_recv())
     }
 
     /// Notes what the socket's state says and returns whether it is another one than before.
     pub(super) fn observe(&mut self) -> bool {
-        let state = self.socket().state();
+        let state = self.state();
         if self.seen.state == Some(state) {
             return false;
         }
@@ -111,24 +156,53 @@ impl Flow {
     fn establish(&mut self) {
         if !self.seen.established {
             self.seen.established = true;
-            let socket = self.socket_mut();
-            socket.set_timeout(Some(DEAD_TIMEOUT));
-            socket.set_keep_alive(Some(KEEP_ALIVE));
+            if let Some(house) = &mut self.house {
+                house.establish();
+            }
+        }
+    }
+
+    /// Sends a FIN behind what was queued, once it is awake.
+    pub(super) fn close(&mut self) {
+        self.seen.local_fin = true;
+        self.resume_ending();
+    }
+
+    /// Ends the connection at once.
+    pub(super) fn abort(&mut self) {
+        self.seen.aborted = true;
+        if let Some(house) = &mut self.house {
+            house.socket_mut().abort();
         }
     }
 
     /// The owner has gone: what is left must end by itself.
     pub(super) fn orphan(&mut self) {
         self.owner = Owner::Gone;
-        let socket = self.socket_mut();
-        socket.set_timeout(Some(ORPHAN_TIMEOUT));
-        socket.set_keep_alive(None);
+        self.resume_ending();
+    }
+
+    /// Lets the socket end as the flow does, if there is one; otherwise the flow wakes for it.
+    pub(super) fn resume_ending(&mut self) {
+        let Some(house) = &mut self.house else {
+            self.wakes |= self.seen.local_fin;
+            return;
+        };
+        if self.owner == Owner::Gone {
+            house.orphan();
+        }
+        if self.seen.local_fin {
+            house.socket_mut().close();
+        }
     }
 
     /// Whether the socket has nothing more to send or to wait for.
     pub(super) fn is_over(&self) -> bool {
-        match self.socket().state() {
-            State::Closed => self.socket().remote_endpoint().is_none(),
+        match self.state() {
+            State::Closed => self
+                .house
+                .as_ref()
+                .is_none_or(|house| house.socket().remote_endpoint().is_none()),
             // Both FINs are through: the ports are not used again for long, so nothing is gained by lingering.
             State::TimeWait | State::Listen => true,
             _ => false,

@@ -7,6 +7,7 @@ use smoltcp::socket::tcp::State;
 use super::device::Port;
 use super::flow::endpoint;
 use super::ip::{self, Inner, Payload};
+use super::wire::{self, Way, count};
 use super::{FlowId, FlowKey, Stack, TunnelDatagram};
 use crate::resources::Resources;
 use crate::wg::{PeerId, padded};
@@ -14,6 +15,8 @@ use crate::wg::{PeerId, padded};
 /// Data packets after which an acknowledgement leaves at once, as RFC 9293 (3.8.6.3) asks: smoltcp's sender opens its
 /// window by the number of acknowledgements, so one for a whole batch would starve it.
 const ACKNOWLEDGE_EVERY: u32 = 2;
+/// IPv6 and TCP.
+const HEADERS: usize = 60;
 
 impl Stack {
     /// Takes in a packet of a peer whose source address was checked. TCP is dealt with here; a UDP packet is returned.
@@ -21,7 +24,7 @@ impl Stack {
         &mut self,
         now: Instant,
         peer: PeerId,
-        packet: &[u8],
+        packet: &mut [u8],
         resources: &mut Resources,
     ) -> Option<TunnelDatagram> {
         let Some(inner) = ip::parse(packet).filter(|inner| inner.destination == self.address) else {
@@ -50,7 +53,7 @@ impl Stack {
         now: Instant,
         peer: PeerId,
         inner: &Inner,
-        packet: &[u8],
+        packet: &mut [u8],
         opens: bool,
         has_data: bool,
         resources: &mut Resources,
@@ -63,7 +66,7 @@ impl Stack {
         let known = self.by_key.get(&key).copied();
         let id = match known {
             None if opens && self.served.contains_key(&key.local_port) => {
-                match self.accept(peer, key, resources) {
+                match self.accept(now, peer, key, resources) {
                     Some(id) => Some(id),
                     // Full: no answer, so that the other end tries again.
                     None => return,
@@ -71,26 +74,60 @@ impl Stack {
             }
             known => known,
         };
+        let sleeps = |id: FlowId| self.flows.get(id.0).is_some_and(|flow| flow.house.is_none());
+        if let Some(id) = id.filter(|&id| sleeps(id))
+            && self.ingress_asleep(now, id, packet, resources)
+        {
+            return;
+        }
         let smoltcp_now = self.smoltcp_instant(now);
+        let mut is_new = false;
         let mut port = Port {
             mtu: self.config.mtu,
-            incoming: Some(packet),
+            incoming: None,
             outgoing: &mut self.reply,
         };
         match id.and_then(|id| self.flows.get_mut(id.0)) {
             // Nobody there: smoltcp answers an empty set's packet with a RST.
             None => {
                 resources.counters.refused_closed_port += u64::from(opens);
+                port.incoming = Some(packet);
                 self.interface
                     .poll_ingress_single(smoltcp_now, &mut port, &mut self.nothing);
             }
             // Both FINs are through and only unread bytes are left, which smoltcp would clear when TIME-WAIT ends.
             Some(flow) if flow.seen.state == Some(State::TimeWait) => return,
             Some(flow) => {
+                let Some(house) = &mut flow.house else { return };
+                let unread = count(house.socket().recv_queue()) + u32::from(flow.seen.remote_fin);
+                let unacknowledged = count(house.socket().send_queue());
+                let news = flow.wire.late_news(packet, unread, unacknowledged);
+                flow.wire.incoming(now, packet);
+                flow.heard = now;
+                if let Some(news) = news {
+                    let mut room = [0; wire::MADE_UP];
+                    let mut port = Port {
+                        mtu: self.config.mtu,
+                        incoming: Some(wire::write(&mut room, self.address, &flow.key, Way::In, news)),
+                        outgoing: &mut *port.outgoing,
+                    };
+                    self.interface
+                        .poll_ingress_single(smoltcp_now, &mut port, &mut house.set);
+                    resources.counters.late_acknowledgements += 1;
+                }
+                port.incoming = Some(packet);
                 self.interface
-                    .poll_ingress_single(smoltcp_now, &mut port, &mut flow.set);
+                    .poll_ingress_single(smoltcp_now, &mut port, &mut house.set);
+                if !self.reply.is_empty() {
+                    flow.wire.outgoing(now, self.reply.packet_mut());
+                }
                 let was_half_open = flow.is_half_open();
-                flow.observe();
+                let was_established = flow.seen.established;
+                let before = flow.seen.state;
+                if flow.observe() && matches!(before, Some(State::Listen | State::SynSent)) {
+                    flow.wire.met(packet);
+                }
+                is_new = !was_established && flow.seen.established;
                 if flow.seen.state == Some(State::TimeWait) {
                     flow.ended.get_or_insert(smoltcp_now);
                 }
@@ -98,6 +135,9 @@ impl Stack {
                     self.half_open -= 1;
                 }
                 if has_data {
+                    flow.active_at = now;
+                    let payload = packet.len().saturating_sub(HEADERS);
+                    flow.need.arrived(now, payload, flow.wire.round_trip);
                     flow.unacknowledged += 1;
                     if flow.unacknowledged >= ACKNOWLEDGE_EVERY && self.reply.is_empty() {
                         flow.unacknowledged = 0;
@@ -106,16 +146,19 @@ impl Stack {
                             incoming: None,
                             outgoing: &mut self.reply,
                         };
-                        self.interface.poll_egress(smoltcp_now, &mut port, &mut flow.set);
+                        if let Some(house) = &mut flow.house {
+                            self.interface.poll_egress(smoltcp_now, &mut port, &mut house.set);
+                            if !self.reply.is_empty() {
+                                flow.wire.outgoing(now, self.reply.packet_mut());
+                            }
+                        }
                     }
                 }
             }
         }
-        if !self.reply.is_empty() {
-            let padded_len = padded(self.reply.len(), self.config.mtu);
-            // A full queue loses a reply, as a network does.
-            self.queue.push(peer, self.reply.padded(padded_len));
-            self.reply.clear();
+        self.push_reply(peer);
+        if let Some(id) = id.filter(|_| is_new) {
+            self.move_in(now, id, resources);
         }
         if let Some(id) = id {
             self.touch(id);
@@ -123,17 +166,30 @@ impl Stack {
         }
     }
 
+    /// Queues the reply that was made, if one was.
+    pub(super) fn push_reply(&mut self, peer: PeerId) {
+        if !self.reply.is_empty() {
+            let padded_len = padded(self.reply.len(), self.config.mtu);
+            // A full queue loses a reply, as a network does.
+            self.queue.push(peer, self.reply.padded(padded_len));
+            self.reply.clear();
+        }
+    }
+
     /// Makes a flow for a connection that a peer opens.
-    fn accept(&mut self, peer: PeerId, key: FlowKey, resources: &mut Resources) -> Option<FlowId> {
+    fn accept(&mut self, now: Instant, peer: PeerId, key: FlowKey, resources: &mut Resources) -> Option<FlowId> {
         if self.half_open >= self.config.max_half_open {
             resources.counters.refused_half_open += 1;
             return None;
         }
         let largest = *self.served.get(&key.local_port)?;
-        let id = self.insert_flow(peer, key, true, largest, resources).ok()?;
+        let id = self.insert_flow(now, peer, key, true, largest, resources).ok()?;
         let flow = self.flows.get_mut(id.0)?;
-        let listening = flow.socket_mut().listen(endpoint(self.address, key.local_port));
-        debug_assert!(listening.is_ok(), "a new socket can listen on a port that is not 0");
+        if let Some(house) = &mut flow.house {
+            let listening = house.socket_mut().listen(endpoint(self.address, key.local_port));
+            debug_assert!(listening.is_ok(), "a new socket can listen on a port that is not 0");
+        }
+        flow.observe();
         self.half_open += 1;
         Some(id)
     }

@@ -4,16 +4,24 @@
 //! from the 4-tuple, our own timers and our own schedule find it, so a packet costs the same among 10,000 idle flows as
 //! alone.
 //!
+//! A flow's buffers follow its need: it moves into other ones ([`need`], [`house`]), and one that is silent for a while
+//! has none at all ([`sleep`]). The other end sees one connection all along ([`wire`]).
+//!
 //! Packets leave towards [`crate::wg`] one at a time: [`Stack::peek_packet`] says which is next, and
 //! [`Stack::take_packet`] that it went. Nothing in between knows more than "a packet for this peer"; a link layer can be
 //! put there.
 
+mod bytes;
 mod device;
 mod egress;
 mod flow;
+mod house;
 mod ingress;
 mod ip;
+mod need;
 mod schedule;
+mod sleep;
+mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv6Addr;
@@ -21,17 +29,17 @@ use std::ops::Range;
 use std::time::Instant;
 
 use smoltcp::iface::{Config, Interface, SocketSet};
-use smoltcp::socket::tcp::State;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::ip::{Payload, parse};
 
 use self::device::{PacketSlot, Port};
-use self::flow::{Flow, endpoint};
+use self::flow::{FLOW_STATE, Flow, endpoint};
+use self::house::HOUSE_STATE;
 use self::ip::UDP_HEADERS;
 use self::schedule::Schedule;
-use crate::budget::BufferClass;
+use crate::budget::{BufferClass, Buffers};
 use crate::byte_queue::ByteQueue;
 use crate::machine::StreamId;
 use crate::resources::Resources;
@@ -144,7 +152,7 @@ pub(crate) struct Stack {
     next: PacketSlot,
     next_peer: Option<PeerId>,
     port_cursor: u16,
-    /// Sockets that smoltcp was asked to look at, for the test that idle ones are not.
+    /// Flows that were looked at, for the test that idle ones are not.
     #[cfg(test)]
     polls: u64,
 }
@@ -201,6 +209,13 @@ impl Stack {
         self.served.remove(&port);
     }
 
+    /// Whether a far end that can be reached has yet to hear of a flow's end, or to say its own.
+    pub(crate) fn has_open_flows(&self) -> bool {
+        self.flows
+            .iter()
+            .any(|(_, flow)| !flow.lost && !flow.is_over() && !self.schedule.is_paused(flow.peer))
+    }
+
     pub(crate) fn flow_count(&self) -> usize {
         self.flows.len()
     }
@@ -223,17 +238,18 @@ impl Stack {
             remote_port: port,
             local_port,
         };
-        let id = self.insert_flow(peer, key, false, largest, resources)?;
+        let id = self.insert_flow(now, peer, key, false, largest, resources)?;
         let smoltcp_now = self.smoltcp_instant(now);
         let flow = self.flows.get_mut(id.0).ok_or(ConnectError::TooManyFlows)?;
         flow.owner = owner;
         // The interface's context carries the time at which the handshake's timers start.
         self.interface.poll_maintenance(smoltcp_now);
         let local = endpoint(self.address, local_port);
-        let connected = flow
-            .socket_mut()
-            .connect(self.interface.context(), endpoint(remote, port), local);
-        debug_assert!(connected.is_ok(), "a new socket can connect to a specified endpoint");
+        if let Some(house) = &mut flow.house {
+            let socket = house.socket_mut();
+            let connected = socket.connect(self.interface.context(), endpoint(remote, port), local);
+            debug_assert!(connected.is_ok(), "a new socket can connect to a specified endpoint");
+        }
         flow.observe();
         self.enqueue(id);
         Ok(id)
@@ -264,85 +280,9 @@ impl Stack {
         queued
     }
 
-    /// What a flow looks like now.
-    pub(crate) fn view(&self, id: FlowId) -> Option<FlowView> {
-        let flow = self.flows.get(id.0)?;
-        let socket = flow.socket();
-        let closed = socket.state() == State::Closed;
-        Some(FlowView {
-            peer: flow.peer,
-            owner: flow.owner,
-            local_port: flow.key.local_port,
-            inbound: flow.inbound,
-            established: flow.seen.established,
-            can_send: socket.can_send(),
-            can_receive: socket.can_recv(),
-            remote_fin: flow.seen.remote_fin,
-            broken: flow.seen.aborted || closed && !(flow.seen.remote_fin && flow.seen.local_fin),
-        })
-    }
-
     pub(crate) fn set_owner(&mut self, id: FlowId, owner: Owner) {
         if let Some(flow) = self.flows.get_mut(id.0) {
             flow.owner = owner;
-        }
-    }
-
-    /// Lets `read` write into the flow's send buffer; returns how much it wrote, `None` if there is no room.
-    pub(crate) fn fill(&mut self, id: FlowId, read: &mut dyn FnMut(&mut [u8]) -> usize) -> Option<usize> {
-        let socket = self.flows.get_mut(id.0)?.socket_mut();
-        if !socket.can_send() {
-            return None;
-        }
-        let written = socket
-            .send(|room| {
-                let written = read(room).min(room.len());
-                (written, written)
-            })
-            .ok()?;
-        if written > 0 {
-            self.enqueue(id);
-        }
-        Some(written)
-    }
-
-    /// Queues as much of `bytes` as fits.
-    pub(crate) fn send(&mut self, id: FlowId, bytes: &[u8]) -> usize {
-        let Some(flow) = self.flows.get_mut(id.0) else {
-            return 0;
-        };
-        let sent = flow.socket_mut().send_slice(bytes).unwrap_or(0);
-        if sent > 0 {
-            self.enqueue(id);
-        }
-        sent
-    }
-
-    /// Lets `write` look at received bytes and say how many it used up; returns that, `None` if there are none.
-    pub(crate) fn drain(&mut self, id: FlowId, write: &mut dyn FnMut(&[u8]) -> usize) -> Option<usize> {
-        let socket = self.flows.get_mut(id.0)?.socket_mut();
-        if !socket.can_recv() {
-            return None;
-        }
-        let used = socket
-            .recv(|bytes| {
-                let used = write(bytes).min(bytes.len());
-                (used, used)
-            })
-            .ok()?;
-        if used > 0 {
-            // The window may have opened.
-            self.enqueue(id);
-        }
-        Some(used)
-    }
-
-    /// Sends a FIN behind what was queued; receiving goes on.
-    pub(crate) fn close(&mut self, id: FlowId) {
-        if let Some(flow) = self.flows.get_mut(id.0) {
-            flow.seen.local_fin = true;
-            flow.socket_mut().close();
-            self.enqueue(id);
         }
     }
 
@@ -355,11 +295,9 @@ impl Stack {
         if reset {
             // The other end has seen a SYN at most, and nothing can be sent: there is no reason to keep it.
             flow.lost |= !flow.inbound && !flow.seen.established && self.schedule.is_paused(flow.peer);
-            flow.seen.aborted = true;
-            flow.socket_mut().abort();
+            flow.abort();
         } else if !flow.seen.local_fin {
-            flow.seen.local_fin = true;
-            flow.socket_mut().close();
+            flow.close();
         }
         self.enqueue(id);
         self.settle(id, resources);
@@ -382,8 +320,7 @@ impl Stack {
             let Some(flow) = self.flows.get_mut(id.0) else {
                 continue;
             };
-            flow.seen.aborted = true;
-            flow.socket_mut().abort();
+            flow.abort();
             if matches!(flow.owner, Owner::Gone | Owner::Nobody) {
                 self.remove(id, resources);
             } else {
@@ -400,8 +337,7 @@ impl Stack {
         for id in doomed {
             let Some(flow) = self.flows.get_mut(id.0) else { continue };
             flow.lost = true;
-            flow.seen.aborted = true;
-            flow.socket_mut().abort();
+            flow.abort();
             if matches!(flow.owner, Owner::Gone | Owner::Nobody) {
                 self.remove(id, resources);
             } else {
@@ -423,6 +359,11 @@ impl Stack {
         None
     }
 
+    /// Whether [`Stack::pop_touched`] may have something.
+    pub(crate) fn has_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
     pub(crate) fn handle_timeout(&mut self, now: Instant, resources: &mut Resources) {
         while let Some(peer) = self.unreachable.pop_due(now) {
             self.lose_flows(peer, resources);
@@ -438,6 +379,7 @@ impl Stack {
 
     fn insert_flow(
         &mut self,
+        now: Instant,
         peer: PeerId,
         key: FlowKey,
         inbound: bool,
@@ -448,11 +390,17 @@ impl Stack {
             resources.counters.refused_flows_full += 1;
             return Err(ConnectError::TooManyFlows);
         }
-        let Some(class) = resources.budget.charge_flow(largest) else {
+        // Nobody knows yet whether anything comes of it.
+        let buffers = Buffers::both(BufferClass::SMALLEST);
+        let cost = FLOW_STATE + HOUSE_STATE + buffers.bytes();
+        let affordable = resources.budget.affordable(BufferClass::SMALLEST, 0, cost, 0);
+        if affordable.is_none() || !resources.budget.charge(cost) {
             resources.counters.refused_memory += 1;
             return Err(ConnectError::NoMemory);
-        };
-        let inserted = self.flows.insert_with(|_| Flow::new(peer, key, class, inbound));
+        }
+        let inserted = self
+            .flows
+            .insert_with(|_| Flow::new(now, peer, key, buffers, largest, inbound));
         let id = FlowId(inserted.ok_or(ConnectError::TooManyFlows)?);
         self.by_key.insert(key, id);
         resources.counters.flows_opened += 1;
@@ -486,7 +434,7 @@ impl Stack {
         }
         self.by_key.remove(&flow.key);
         self.timers.clear(id);
-        resources.budget.release(flow.class.charge());
+        resources.budget.release(flow.charge());
         resources.counters.flows_closed += 1;
     }
 
@@ -524,7 +472,7 @@ impl Stack {
                 Some(&FlowId(key)),
                 "the map leads to the flow"
             );
-            charged += flow.class.charge();
+            charged += flow.charge();
             half_open += usize::from(flow.is_half_open());
         }
         assert_eq!(half_open, self.half_open, "half-open flows are counted");

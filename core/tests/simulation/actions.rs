@@ -293,7 +293,7 @@ impl Simulation {
 
     /// Mostly little, seldom much.
     fn some_len(&mut self) -> u64 {
-        let most = [100, 2_000, 20_000, 20_000, 300_000][self.random.index(5)];
+        let most = [100, 2_000, 20_000, 20_000, 20_000, 300_000, 300_000, 2_000_000][self.random.index(8)];
         self.random.below(most)
     }
 

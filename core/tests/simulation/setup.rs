@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::{Duration, Instant};
 
-use portal_core::{Access, AgentEvent, Grant, Kind, Limits, RelayEvent, Service};
+use portal_core::{Access, AgentEvent, Counters, Grant, Kind, Limits, RelayEvent, Service};
 use portal_sim::{Impairments, Loss, Random, TargetScript, World, agent_config, agent_key, relay_config, service};
 
 /// A life under way.
@@ -171,14 +171,23 @@ impl Simulation {
         let (at_target, came_back) = self.world.udp.delivered();
         eprintln!(
             "seed {seed}: {:?} virtual, {} datagrams, {} bytes verified, {} connections whole, udp {at_target}/{came_back}, \
-             strangers {:?}, {:?}",
+             strangers {:?}, buffers changed {}, slept {}, {:?}",
             self.world.now - self.world.start,
             self.world.trace.count(),
             self.world.ledger.verified(),
             self.world.ledger.whole(),
             self.world.to_strangers,
+            self.sum(|counters| counters.buffers_changed),
+            self.sum(|counters| counters.flows_slept),
             self.done,
         );
+    }
+
+    /// What those machines counted that run at the end.
+    fn sum(&self, count: impl Fn(&Counters) -> u64) -> u64 {
+        let relays = self.world.relays.iter().map(|host| count(host.machine.counters()));
+        let agents = self.world.agents.iter().map(|host| count(host.machine.counters()));
+        relays.chain(agents).sum()
     }
 
     fn make_kernels_fickle(&mut self) {

@@ -141,6 +141,7 @@ impl AgentReport {
                     foreign(&message)
                 )));
             }
+            AgentEvent::MemoryShort { refused } => say(super::memory_short(refused)),
             AgentEvent::TargetFailed { service, target, error } => {
                 self.target_failed(now, &service, &target, error, say);
             }

@@ -137,6 +137,18 @@ fn admin_at(local: SocketAddr) -> String {
     format!("metrics and health are at http://{local}/metrics, /healthz, /readyz and /status")
 }
 
+/// The machine says it at most once a minute.
+fn memory_short(refused: u64) -> Say {
+    let refused = match refused {
+        1 => "one was refused".to_owned(),
+        many => format!("{many} were refused"),
+    };
+    Say::Problem(format!(
+        "the memory for connections is used up: {refused} since this was last said; what is open goes on, and --memory \
+         gives more"
+    ))
+}
+
 /// Makes a text that came over the network fit to be printed: no control characters, no more than a few lines' worth.
 pub(crate) fn foreign(text: &str) -> String {
     let mut clean: String = text

@@ -97,6 +97,7 @@ impl RelayReport {
                     }),
                 )
             }
+            RelayEvent::MemoryShort { refused } => super::memory_short(*refused),
             RelayEvent::DatagramVisitor { public, remote } => Say::Record(
                 format!("visitor {remote} at {} sends datagrams", foreign(public)),
                 json!({ "event": "datagrams", "public": public, "visitor": remote }),
@@ -160,6 +161,15 @@ mod tests {
         let said = (0..=255).filter_map(|byte| report.take(now, &knock(byte))).count();
         assert!(said <= MAX_STRANGERS + 1, "{said}");
         assert!(report.strangers.len() <= MAX_STRANGERS);
+    }
+
+    #[test]
+    fn a_want_of_memory_is_said_with_the_mend() {
+        let mut report = RelayReport::new("/".into());
+        let Some(Say::Problem(text)) = report.take(Instant::now(), &RelayEvent::MemoryShort { refused: 12 }) else {
+            panic!()
+        };
+        assert!(text.contains("12 were refused") && text.contains("--memory"), "{text}");
     }
 
     #[test]

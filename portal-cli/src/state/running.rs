@@ -21,6 +21,8 @@ pub(crate) fn statuses(directory: Option<&Path>) -> Result<Vec<Status>, RunningE
         None => {
             let user = user_state_dir();
             let relay = user.as_ref().map(|user| user.join("relay"));
+            // In a container the user's is the system's.
+            let user = user.filter(|user| user != SYSTEM_DIR);
             [Some(PathBuf::from(SYSTEM_DIR)), relay, user]
                 .into_iter()
                 .flatten()

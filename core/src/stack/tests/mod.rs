@@ -1,6 +1,10 @@
 //! Two stacks that hand each other packets, without a tunnel between them.
 
+mod moves;
+
 use std::time::Duration;
+
+use smoltcp::socket::tcp::State;
 
 use super::ip::Payload;
 use super::*;
@@ -62,6 +66,7 @@ impl End {
             }
             self.stack.take_packet();
             packets.push(packet);
+            assert!(packets.len() < 100_000, "a flow that makes packets without end");
         }
         packets
     }
@@ -69,7 +74,8 @@ impl End {
     fn take(&mut self, now: Instant, packets: &[Vec<u8>]) {
         for packet in packets {
             assert!(packet.len() <= MTU);
-            self.stack.ingress(now, self.peer, packet, &mut self.resources);
+            self.stack
+                .ingress(now, self.peer, &mut packet.clone(), &mut self.resources);
         }
     }
 
@@ -91,7 +97,7 @@ impl End {
     }
 
     fn state(&self, flow: FlowId) -> Option<State> {
-        self.stack.flows.get(flow.0).map(|flow| flow.socket().state())
+        self.stack.flows.get(flow.0).map(Flow::state)
     }
 }
 
@@ -143,6 +149,24 @@ impl Ends {
         self.b.stack.set_owner(accepted, owner);
         assert!(self.b.stack.view(accepted).unwrap().established);
         (flow, accepted)
+    }
+
+    /// Brings so many bytes from a flow of the first to that of the second, with moves and all.
+    fn transfer(&mut self, a: FlowId, b: FlowId, bytes: usize) {
+        let (mut sent, mut received, mut still) = (0, 0, 0);
+        while received < bytes {
+            if self.a.stack.view(a).unwrap().can_send {
+                sent += self.a.stack.send(a, &vec![7; bytes - sent]);
+            }
+            let (up, down) = (self.a.packets(self.now), self.b.packets(self.now));
+            // A move may need no packet.
+            still = if up.is_empty() && down.is_empty() { still + 1 } else { 0 };
+            assert!(still < 3, "it stands still");
+            self.b.take(self.now, &up);
+            self.a.take(self.now, &down);
+            received += self.b.read(b).len();
+        }
+        self.exchange();
     }
 
     fn check(&self) {
@@ -271,15 +295,27 @@ fn no_step_visits_idle_flows() {
     ends.a.stack.polls = 0;
     ends.b.stack.polls = 0;
     let before = (ends.a.made.0, ends.b.made.1);
-    assert_eq!(ends.a.stack.send(a, &[7; 100_000]), 100_000);
-    ends.exchange();
-    assert_eq!(ends.b.read(b).len(), 100_000);
+    ends.transfer(a, b, 100_000);
     let packets = ends.a.made.0 - before.0 + ends.b.made.1 - before.1;
     let polls = ends.a.stack.polls + ends.b.stack.polls;
     assert!(
         polls < 4 * packets,
         "{polls} polls of sockets for {packets} packets among 10,000 idle flows"
     );
+    // Nor do they take more than their record, once they have been silent for a while.
+    for _ in 0..10 {
+        ends.wait(Duration::from_secs(1));
+    }
+    ends.check();
+    for end in [&mut ends.a, &mut ends.b] {
+        assert!(end.resources.budget.used() < 10_001 * 1024);
+        assert_eq!(end.resources.counters.flows_slept, 10_001);
+        end.stack.polls = 0;
+    }
+    for _ in 0..40 {
+        ends.wait(Duration::from_secs(1));
+    }
+    assert_eq!((ends.a.stack.polls, ends.b.stack.polls), (0, 0));
 }
 
 /// One acknowledgement for a whole batch would starve smoltcp's sender.
@@ -373,7 +409,7 @@ fn any_packet_is_a_reply_or_a_counted_drop() {
         packet.truncate(1 + random.below(packet.len() as u32) as usize);
         ends.b
             .stack
-            .ingress(ends.now, ends.b.peer, &packet, &mut ends.b.resources);
+            .ingress(ends.now, ends.b.peer, &mut packet, &mut ends.b.resources);
         ends.b.packets(ends.now);
     }
     assert!(ends.b.resources.counters.drop_inner_packet > 1000);

@@ -1,4 +1,4 @@
-//! The ready list: which sockets have something to do.
+//! The ready list of a runtime that is woken: which sockets have something to do.
 //!
 //! Every socket has a waker of its own. When the kernel reports it ready, its token goes on the list, at most once, and
 //! the driver is woken; so a turn visits exactly the sockets that became ready, however many there are.
@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Wake, Waker};
 
-use portal_adapter::system::Token;
+use crate::system::Token;
 
 /// What has become ready since the driver last looked.
 #[derive(Debug, Default)]
-pub(crate) struct ReadyList {
+pub struct ReadyList {
     state: Mutex<State>,
 }
 
@@ -26,12 +26,12 @@ struct State {
 
 impl ReadyList {
     /// Wakes the driver.
-    pub(crate) fn wake(&self) {
+    pub fn wake(&self) {
         self.change(|_| ());
     }
 
     /// Moves everything to the end of `work`, and has `driver` woken by what comes from now on.
-    pub(crate) fn take(&self, driver: &Waker, work: &mut VecDeque<Token>) {
+    pub fn take(&self, driver: &Waker, work: &mut VecDeque<Token>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut state.driver {
             Some(waker) => waker.clone_from(driver),
@@ -60,7 +60,7 @@ impl ReadyList {
 
 /// One socket's place on the list.
 #[derive(Debug)]
-pub(crate) struct Source {
+pub struct Source {
     inner: Arc<Inner>,
     waker: Waker,
 }
@@ -74,7 +74,9 @@ struct Inner {
 }
 
 impl Source {
-    pub(crate) fn new(list: &Arc<ReadyList>, token: Token) -> Self {
+    /// For the socket that this token names.
+    #[must_use]
+    pub fn new(list: &Arc<ReadyList>, token: Token) -> Self {
         let inner = Arc::new(Inner {
             list: Arc::clone(list),
             token,
@@ -85,12 +87,13 @@ impl Source {
     }
 
     /// The context to poll the socket with.
-    pub(crate) fn context(&self) -> Context<'_> {
+    #[must_use]
+    pub fn context(&self) -> Context<'_> {
         Context::from_waker(&self.waker)
     }
 
     /// Puts the socket into the driver's queue unless it waits somewhere already.
-    pub(crate) fn queue(&self, work: &mut VecDeque<Token>) {
+    pub fn queue(&self, work: &mut VecDeque<Token>) {
         if !self.inner.queued.swap(true, Ordering::AcqRel) {
             work.push_back(self.inner.token);
         }
@@ -98,7 +101,7 @@ impl Source {
 
     /// Says that the socket's token was taken out of the queue. To be called before the socket is looked at: what the
     /// kernel reports while it is being served must not be lost.
-    pub(crate) fn visited(&self) {
+    pub fn visited(&self) {
         self.inner.queued.swap(false, Ordering::AcqRel);
     }
 }

@@ -1,0 +1,48 @@
+//! Figures of several runs, and their tables.
+
+/// One measured quantity.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kind {
+    pub(crate) title: &'static str,
+    pub(crate) digits: usize,
+}
+
+/// What one run of one subject gave, in the order of its kinds; `None` where it could not be had.
+pub(crate) type Run = Vec<Option<f64>>;
+
+/// All runs of one subject.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Subject {
+    pub(crate) name: String,
+    pub(crate) runs: Vec<Run>,
+}
+
+/// A row for each subject: medians, with the spread from the least to the most.
+pub(crate) fn table(kinds: &[Kind], subjects: &[Subject]) -> String {
+    let titles: Vec<&str> = kinds.iter().map(|kind| kind.title).collect();
+    let mut text = format!("| | {} |\n|---|{}\n", titles.join(" | "), "---|".repeat(kinds.len()));
+    for subject in subjects {
+        let cells: Vec<String> = kinds
+            .iter()
+            .enumerate()
+            .map(|(index, kind)| cell(*kind, &subject.runs, index))
+            .collect();
+        text += &format!("| {} | {} |\n", subject.name, cells.join(" | "));
+    }
+    text
+}
+
+fn cell(kind: Kind, runs: &[Run], index: usize) -> String {
+    let digits = kind.digits;
+    match spread(runs.iter().filter_map(|run| run.get(index).copied().flatten())) {
+        None => "–".to_owned(),
+        Some([least, median, most]) => format!("{median:.digits$} ({least:.digits$}–{most:.digits$})"),
+    }
+}
+
+/// The least, the median and the most.
+pub(crate) fn spread(values: impl Iterator<Item = f64>) -> Option<[f64; 3]> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    Some([*values.first()?, values[values.len() / 2], *values.last()?])
+}

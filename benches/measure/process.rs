@@ -1,0 +1,227 @@
+//! Programs that run beside this one, and what the system says of them.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What it takes to start a program, and to start it again.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Launch {
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<String>,
+    /// Its whole environment but for `HOME` and `PATH`.
+    pub(crate) variables: Vec<(String, String)>,
+    /// A cgroup's file of processes.
+    pub(crate) cgroup: Option<PathBuf>,
+    /// A network namespace other than this process's.
+    pub(crate) namespace: Option<String>,
+    /// What goes to its standard input.
+    pub(crate) input: Option<String>,
+}
+
+impl Launch {
+    pub(crate) fn new(program: impl Into<PathBuf>, args: &[&str]) -> Self {
+        Self {
+            program: program.into(),
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The program itself, or what leads to it. Each step replaces the one before: the process keeps its id.
+    fn command(&self) -> Command {
+        let mut words: Vec<PathBuf> = Vec::new();
+        if let Some(procs) = &self.cgroup {
+            words.extend(["sh", "-c", "echo $$ > \"$0\" && exec \"$@\""].map(PathBuf::from));
+            words.push(procs.clone());
+        }
+        if let Some(namespace) = &self.namespace {
+            words.extend(["ip", "netns", "exec", namespace].map(PathBuf::from));
+        }
+        words.push(self.program.clone());
+        words.extend(self.args.iter().map(PathBuf::from));
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        command
+    }
+}
+
+/// A running program. It is killed when this is dropped.
+pub(crate) struct Process {
+    launch: Launch,
+    child: Child,
+    home: tempfile::TempDir,
+}
+
+/// What a process uses.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// Resident memory in bytes.
+    pub(crate) resident: u64,
+    /// The part of it that is its own.
+    pub(crate) anonymous: u64,
+    /// Seconds of processor time since its start.
+    pub(crate) cpu: f64,
+}
+
+/// How long a program may take until it is of use.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Process {
+    /// Starts a program, with an own directory as its home.
+    pub(crate) fn start(launch: Launch) -> io::Result<Self> {
+        let home = tempfile::tempdir()?;
+        let child = spawn(&launch, home.path())?;
+        Ok(Self { launch, child, home })
+    }
+
+    /// Kills it without warning and starts it again as before.
+    pub(crate) fn restart(&mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.child = spawn(&self.launch, self.home.path())?;
+        Ok(())
+    }
+
+    /// Waits for the first line of its output.
+    pub(crate) fn first_line(&mut self) -> io::Result<String> {
+        self.wait_for("a line", |home| {
+            let said = fs::read_to_string(home.join("out")).ok()?;
+            said.split_once('\n').map(|(line, _)| line.trim().to_owned())
+        })
+    }
+
+    /// Waits until somebody listens there.
+    pub(crate) fn listens(&mut self, addr: SocketAddr) -> io::Result<()> {
+        self.wait_for("a listener", |_| {
+            TcpStream::connect_timeout(&addr, Duration::from_secs(1))
+                .ok()
+                .map(|_| ())
+        })
+    }
+
+    /// Waits until its log says so.
+    pub(crate) fn says(&mut self, words: &str) -> io::Result<()> {
+        self.wait_for(words, |home| {
+            let said = |file| fs::read_to_string(home.join(file)).unwrap_or_default();
+            (said("log").contains(words) || said("out").contains(words)).then_some(())
+        })
+    }
+
+    fn wait_for<T>(&mut self, what: &str, mut look: impl FnMut(&Path) -> Option<T>) -> io::Result<T> {
+        let start = Instant::now();
+        loop {
+            if let Some(found) = look(self.home.path()) {
+                return Ok(found);
+            }
+            let ended = !self.is_running();
+            if ended || start.elapsed() > PATIENCE {
+                let program = self.launch.program.display();
+                let how = if ended { "ended" } else { "does not come" };
+                return Err(io::Error::other(format!(
+                    "{program}: no {what}, it {how}: {}",
+                    self.log()
+                )));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+    }
+
+    pub(crate) fn usage(&self) -> io::Result<Usage> {
+        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let status = fs::read_to_string(process.join("status"))?;
+        let field = |name: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+            kib.unwrap_or(0) * 1024
+        };
+        let stat = fs::read_to_string(process.join("stat"))?;
+        // Behind the name, which may hold anything: fields 14 and 15 of all are the 12th and 13th from there.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        let ticks: f64 = fields[11..13]
+            .iter()
+            .filter_map(|ticks| ticks.parse::<f64>().ok())
+            .sum();
+        Ok(Usage {
+            resident: field("VmRSS:"),
+            anonymous: field("RssAnon:"),
+            cpu: ticks / rustix::param::clock_ticks_per_second() as f64,
+        })
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Its output and log are files, so that it never waits for a reader.
+fn spawn(launch: &Launch, home: &Path) -> io::Result<Child> {
+    let mut child = launch
+        .command()
+        .env_clear()
+        .env("HOME", home)
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .envs(launch.variables.iter().map(|(name, value)| (name, value)))
+        .current_dir(home)
+        .stdin(if launch.input.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
+        .stdout(File::create(home.join("out"))?)
+        .stderr(File::create(home.join("log"))?)
+        .spawn()
+        .map_err(|error| io::Error::other(format!("{}: {error}", launch.program.display())))?;
+    if let (Some(input), Some(mut stdin)) = (&launch.input, child.stdin.take()) {
+        stdin.write_all(input.as_bytes())?;
+    }
+    Ok(child)
+}
+
+/// The first of so many ports in a row that nobody else here is given, below those of the system.
+pub(crate) fn port(count: u16) -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = std::process::id().wrapping_mul(97) as u16 % 5_000;
+    12_000 + start + NEXT.fetch_add(count, Ordering::Relaxed)
+}
+
+/// Waits until memory has come to rest, or for so long.
+pub(crate) fn settle(process: &Process, patience: Duration) -> io::Result<Usage> {
+    let start = Instant::now();
+    let mut last = process.usage()?;
+    loop {
+        thread::sleep(Duration::from_secs(1));
+        let usage = process.usage()?;
+        if usage.resident.abs_diff(last.resident) < 64 * 1024 || start.elapsed() > patience {
+            return Ok(usage);
+        }
+        last = usage;
+    }
+}
+
+/// Bytes as MiB.
+pub(crate) fn mib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / (1024.0 * 1024.0))
+}
+
+/// How busy the machine was in the last minute, for the notes of a table.
+pub(crate) fn busy() -> String {
+    let averages = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    averages.split_whitespace().next().unwrap_or("?").to_owned()
+}

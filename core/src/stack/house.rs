@@ -1,0 +1,178 @@
+//! A flow's socket and its buffers, and how a flow moves into another one.
+//!
+//! smoltcp's rings cannot grow or shrink, and its sockets cannot be made in the middle of a connection. So a flow moves at
+//! a quiet moment, when everything sent was acknowledged and everything received was taken: then all that a socket knows
+//! is known here too. The new socket learns it by a handshake that never leaves the machine. Bytes that the old one held
+//! out of order are lost on purpose: they were not acknowledged, and the other end sends them again (RFC 2018, section 8).
+//! Sequence numbers differ from then on, which [`Wire`] makes good.
+//!
+//! A new socket would also begin with the smallest congestion window. It is brought back to what the connection had on its
+//! way just before, by bytes that are made up and acknowledged within the machine as well.
+
+use std::net::Ipv6Addr;
+
+use smoltcp::iface::{Interface, SocketHandle, SocketSet, SocketStorage};
+use smoltcp::socket::tcp::{self, CongestionControl, State};
+use smoltcp::time::{Duration, Instant};
+
+use super::device::{PacketSlot, Port};
+use super::flow::endpoint;
+use super::wire::{self, Head, Way, Wire};
+use super::{FlowKey, SPEED};
+use crate::budget::{BufferClass, Buffers};
+
+/// The set holds this one socket for as long as it stands behind the flow.
+pub(super) struct House {
+    pub(super) set: SocketSet<'static>,
+    handle: SocketHandle,
+    pub(super) buffers: Buffers,
+}
+
+/// What a house costs besides its buffers, rounded up.
+pub(super) const HOUSE_STATE: usize = 1536;
+const _: () = assert!(size_of::<SocketStorage<'static>>() < HOUSE_STATE - 64);
+
+/// What a move needs of the stack.
+pub(super) struct Builder<'a> {
+    pub(super) interface: &'a mut Interface,
+    pub(super) mtu: usize,
+    pub(super) own: Ipv6Addr,
+    /// Takes the packets that do not leave the machine, and the one that does.
+    pub(super) slot: &'a mut PacketSlot,
+}
+
+/// Until a connection is established (both ways of opening).
+const HALF_OPEN_TIMEOUT: Duration = Duration::from_secs(10 * SPEED);
+/// How long the other end may leave data unacknowledged or keep-alives unanswered before it counts as gone. Long enough to
+/// outlive a cable pulled for minutes.
+pub(super) const DEAD_SECONDS: u64 = 300;
+/// How often it is asked whether it is still there.
+pub(super) const KEEP_ALIVE_SECONDS: u64 = 60;
+/// A flow that nobody owns any more only has its last bytes to bring over.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60 * SPEED);
+/// The congestion window that smoltcp begins with.
+const SMOLTCP_FIRST_WINDOW: usize = 2048;
+/// The one that RFC 6928 allows.
+const FIRST_WINDOW: usize = 14_600;
+/// How many packets are made up at most: enough for the largest buffer, unless the other end takes tiny ones only.
+const MOST_PACKETS: usize = BufferClass::LARGEST.bytes() / PACKET.len();
+/// Bytes that are made up; fewer than a packet holds.
+const PACKET: [u8; 1200] = [0; 1200];
+
+impl House {
+    /// For a connection that is to be opened.
+    pub(super) fn new(buffers: Buffers) -> Self {
+        let mut socket = tcp::Socket::new(
+            tcp::SocketBuffer::new(vec![0; buffers.receive]),
+            tcp::SocketBuffer::new(vec![0; buffers.send]),
+        );
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(None);
+        socket.set_timeout(Some(HALF_OPEN_TIMEOUT));
+        socket.set_congestion_control(CongestionControl::Cubic);
+        let mut set = SocketSet::new(vec![SocketStorage::EMPTY]);
+        let handle = set.add(socket);
+        Self { set, handle, buffers }
+    }
+
+    /// For a connection that there is already: takes it over from whatever socket it had, or had not. It is quiet, and
+    /// as many bytes as `in_flight` were on their way not long ago.
+    ///
+    /// `None` if that fails, which is a fault of this crate; nothing has changed then.
+    pub(super) fn take_over(
+        builder: &mut Builder<'_>,
+        now: Instant,
+        key: &FlowKey,
+        wire: &mut Wire,
+        buffers: Buffers,
+        in_flight: usize,
+    ) -> Option<Self> {
+        let mut house = Self::new(buffers);
+        house.establish();
+        house.socket_mut().listen(endpoint(builder.own, key.local_port)).ok()?;
+        // As if the answer to the made-up packets had taken one round trip: then the timers begin right.
+        let round_trip = wire.round_trip.unwrap_or_default() * u32::try_from(SPEED).unwrap_or(1);
+        let micros = i64::try_from(round_trip.as_micros()).unwrap_or(0);
+        let before = Instant::from_micros((now.total_micros() - micros).max(0));
+        builder.feed(&mut house, now, key, wire.made_up_syn());
+        let mut next = builder.swallow(&mut house, before)?.seq.wrapping_add(1);
+        builder.feed(&mut house, now, key, wire.made_up_ack(next));
+        if house.socket().state() != State::Established {
+            return None;
+        }
+        let mut window = SMOLTCP_FIRST_WINDOW;
+        let offered = PACKET.len().min(wire.remote_mss()).min(buffers.send);
+        let wanted = in_flight.max(FIRST_WINDOW.min(10 * wire.remote_mss()));
+        let wanted = wanted.min(MOST_PACKETS * offered);
+        // Nothing can be sent into a window of the other end that has closed, not even within the machine.
+        while window < wanted && offered <= wire.remote_window() {
+            house.socket_mut().send_slice(&PACKET[..offered]).ok()?;
+            while house.socket().send_queue() > 0 {
+                let sent = builder.swallow(&mut house, before).filter(|sent| sent.payload > 0)?;
+                next = next.wrapping_add(sent.payload);
+                builder.feed(&mut house, now, key, wire.made_up_ack(next));
+                window += usize::try_from(sent.payload).ok()?;
+            }
+        }
+        wire.housed(next, buffers.receive);
+        // smoltcp believes that its SYN told the window; only a true acknowledgement puts that right.
+        builder.feed(&mut house, now, key, wire.made_up_question(next));
+        Some(house)
+    }
+
+    /// The connection is there.
+    pub(super) fn establish(&mut self) {
+        let socket = self.socket_mut();
+        socket.set_timeout(Some(Duration::from_secs(DEAD_SECONDS * SPEED)));
+        socket.set_keep_alive(Some(Duration::from_secs(KEEP_ALIVE_SECONDS * SPEED)));
+    }
+
+    /// The owner has gone: what is left must end by itself.
+    pub(super) fn orphan(&mut self) {
+        let socket = self.socket_mut();
+        socket.set_timeout(Some(ORPHAN_TIMEOUT));
+        socket.set_keep_alive(None);
+    }
+
+    pub(super) fn socket(&self) -> &tcp::Socket<'static> {
+        self.set.get(self.handle)
+    }
+
+    pub(super) fn socket_mut(&mut self) -> &mut tcp::Socket<'static> {
+        self.set.get_mut(self.handle)
+    }
+
+    /// Whether everything that was received was taken, everything sent acknowledged, and both directions are open.
+    pub(super) fn is_quiet(&self) -> bool {
+        let socket = self.socket();
+        socket.state() == State::Established && socket.recv_queue() == 0 && socket.send_queue() == 0
+    }
+}
+
+impl Builder<'_> {
+    /// Gives a house a made-up packet; its answer, if it has one, is in the slot.
+    fn feed(&mut self, house: &mut House, now: Instant, key: &FlowKey, repr: smoltcp::wire::TcpRepr<'_>) {
+        let mut room = [0; wire::MADE_UP];
+        let packet = wire::write(&mut room, self.own, key, Way::In, repr);
+        let mut port = Port {
+            mtu: self.mtu,
+            incoming: Some(packet),
+            outgoing: self.slot,
+        };
+        self.interface.poll_ingress_single(now, &mut port, &mut house.set);
+    }
+
+    /// Takes the next packet that a house wants to send.
+    fn swallow(&mut self, house: &mut House, now: Instant) -> Option<Head> {
+        self.slot.clear();
+        let mut port = Port {
+            mtu: self.mtu,
+            incoming: None,
+            outgoing: self.slot,
+        };
+        self.interface.poll_egress(now, &mut port, &mut house.set);
+        let head = (!self.slot.is_empty()).then(|| Head::of(self.slot.packet())).flatten();
+        self.slot.clear();
+        head
+    }
+}

@@ -1,0 +1,646 @@
+//! A connection as its other end knows it, whichever socket stands behind it.
+//!
+//! A flow changes its socket (see `house`), and each socket has sequence numbers and a window scale of its own. The other
+//! end must see one connection: packets are translated on their way out and in. What must be known of a connection to
+//! give it another socket, and to keep it without one, is noted here on the way.
+
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{IpAddress, IpProtocol, Ipv6Packet, Ipv6Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
+
+use super::FlowKey;
+
+/// What we announce as the scale of our windows, whatever the socket's own is: windows up to 8 MiB.
+const ANNOUNCED_SHIFT: u8 = 7;
+/// The largest window that can be told to an end that does not scale windows.
+pub(super) const UNSCALED_WINDOW: usize = 65_535;
+
+/// What the other end said of itself in its SYN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Remote {
+    mss: Option<u16>,
+    scale: Option<u8>,
+    sack: bool,
+}
+
+/// See the module docs. Sequence numbers are those on the wire, unless said otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wire {
+    remote: Remote,
+    /// Behind the last byte that was taken out of the socket.
+    taken: u32,
+    /// Behind the last byte that was put into the socket.
+    put: u32,
+    /// What our numbers on the wire are ahead of the socket's.
+    offset: u32,
+    /// The scale of the socket's own windows.
+    shift: u8,
+    /// The window that the other end told last, as it stood in the packet.
+    window: u16,
+    /// What the other end has acknowledged.
+    acknowledged: u32,
+    /// Behind the last byte that we have sent.
+    sent: u32,
+    /// Behind the last byte that has arrived, in order or not.
+    arrived: u32,
+    /// What we have acknowledged last, and the window told with it as it stood in the packet.
+    told: (u32, u16),
+    /// The round trip, once it was measured.
+    pub(super) round_trip: Option<Duration>,
+    /// A number whose acknowledgement tells the round trip, and when it was sent.
+    sample: Option<(u32, Instant)>,
+    /// The most that was on its way since this was last asked.
+    pub(super) most_in_flight: u32,
+    /// Something was sent again since this was last asked.
+    pub(super) repeated: bool,
+}
+
+/// Where things are in a packet: IPv6 without extension headers, then TCP.
+mod at {
+    pub(super) const PAYLOAD_LEN: usize = 4;
+    pub(super) const SEQ: usize = 44;
+    pub(super) const ACK: usize = 48;
+    pub(super) const TCP_LEN: usize = 52;
+    pub(super) const FLAGS: usize = 53;
+    pub(super) const WINDOW: usize = 54;
+    pub(super) const CHECKSUM: usize = 56;
+    pub(super) const OPTIONS: usize = 60;
+}
+
+const TCP_HEADERS: usize = 60;
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// What a packet's headers say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    pub(super) seq: u32,
+    pub(super) ack: u32,
+    pub(super) window: u16,
+    pub(super) payload: u32,
+    flags: u8,
+}
+
+impl Head {
+    /// Reads a packet that is known to be TCP over IPv6, its length right.
+    pub(super) fn of(packet: &[u8]) -> Option<Self> {
+        if packet.len() < TCP_HEADERS {
+            return None;
+        }
+        let tcp_len = usize::from(u16_at(packet, at::PAYLOAD_LEN));
+        let header_len = usize::from(packet[at::TCP_LEN] >> 4) * 4;
+        Some(Self {
+            seq: u32_at(packet, at::SEQ),
+            ack: u32_at(packet, at::ACK),
+            window: u16_at(packet, at::WINDOW),
+            payload: u32::try_from(tcp_len.saturating_sub(header_len)).unwrap_or(0),
+            flags: packet[at::FLAGS],
+        })
+    }
+
+    pub(super) fn syn(&self) -> bool {
+        self.flags & SYN != 0
+    }
+
+    fn acknowledges(&self) -> bool {
+        self.flags & ACK != 0
+    }
+
+    /// Behind its last byte, SYN and FIN counted as such.
+    fn end(&self) -> u32 {
+        let control = u32::from(self.syn()) + u32::from(self.flags & FIN != 0);
+        self.seq.wrapping_add(self.payload).wrapping_add(control)
+    }
+}
+
+impl Wire {
+    /// Notes what the other end's SYN says, which the socket has just taken.
+    pub(super) fn met(&mut self, packet: &[u8]) {
+        let Some(head) = Head::of(packet) else { return };
+        let parsed = Ipv6Packet::new_checked(packet).ok().and_then(|ip| {
+            let tcp = TcpPacket::new_checked(ip.payload()).ok()?;
+            let ends = (IpAddress::Ipv6(ip.src_addr()), IpAddress::Ipv6(ip.dst_addr()));
+            TcpRepr::parse(&tcp, &ends.0, &ends.1, &ChecksumCapabilities::ignored())
+                .ok()
+                .map(|repr| Remote {
+                    mss: repr.max_seg_size,
+                    scale: repr.window_scale,
+                    sack: repr.sack_permitted,
+                })
+        });
+        self.remote = parsed.unwrap_or_default();
+        self.taken = head.seq.wrapping_add(1);
+        self.arrived = self.taken;
+        self.window = head.window;
+        if self.remote.scale.is_none() {
+            self.shift = 0;
+        } else if let Some(scale) = self.remote.scale {
+            // The window of a SYN is not scaled.
+            self.window = head.window >> scale;
+        }
+    }
+
+    /// Translates a packet that the socket made, and notes what it tells.
+    pub(super) fn outgoing(&mut self, now: Instant, packet: &mut [u8]) {
+        let Some(head) = Head::of(packet) else { return };
+        let seq = head.seq.wrapping_add(self.offset);
+        if self.offset != 0 {
+            replace_u32(packet, at::SEQ, seq);
+        }
+        let end = head.end().wrapping_add(self.offset);
+        if head.syn() {
+            if let Some(option) = scale_option(packet) {
+                self.shift = packet[option];
+                replace_byte(packet, option, ANNOUNCED_SHIFT);
+            }
+            (self.put, self.sent, self.acknowledged) = (end, end, seq);
+            self.told = (head.ack, head.window);
+            // Of one that was sent again nobody can tell which one is answered.
+            self.sample = (!self.repeated).then_some((end, now));
+            self.repeated = true;
+            return;
+        }
+        let window = self.on_wire(usize::from(head.window) << self.shift);
+        if window != head.window {
+            replace_u16(packet, at::WINDOW, window);
+        }
+        if head.flags & RST == 0 {
+            self.told = (head.ack, window);
+        }
+        if end == seq {
+            return;
+        }
+        if is_after(end, self.sent) {
+            self.sent = end;
+            self.sample.get_or_insert((end, now));
+            self.most_in_flight = self.most_in_flight.max(self.in_flight());
+        } else if !is_keep_alive(seq, end, self.sent) {
+            self.repeated = true;
+            self.sample = None;
+        }
+    }
+
+    /// The acknowledgement in a packet of the other end that has nothing else for a socket, as all its bytes have arrived
+    /// before. smoltcp drops such a packet with all that it says. Its answer names the number that it sends next, which it
+    /// sets back when it sends again: if both ends do that at once, neither would ever hear of the other's
+    /// acknowledgement.
+    ///
+    /// `unread` bytes wait in the socket (an end counts as one), and `unacknowledged` have been put into it and are not
+    /// known to have arrived. The packet is as it came, not translated.
+    pub(super) fn late_news(&self, packet: &[u8], unread: u32, unacknowledged: u32) -> Option<TcpRepr<'static>> {
+        let head = Head::of(packet)?;
+        let next = self.taken.wrapping_add(unread);
+        let is_old = head.flags & (SYN | RST | ACK) == ACK && is_after(next, head.seq) && !is_after(head.end(), next);
+        let known = self.put.wrapping_sub(unacknowledged);
+        let is_news = is_after(head.ack, known) && !is_after(head.ack, self.sent);
+        (is_old && is_news).then(|| TcpRepr {
+            seq_number: number(next),
+            ack_number: Some(number(head.ack.wrapping_sub(self.offset))),
+            window_len: self.window_for_socket(&head),
+            ..BLANK
+        })
+    }
+
+    /// Translates a packet that is for the socket, and notes what it tells.
+    pub(super) fn incoming(&mut self, now: Instant, packet: &mut [u8]) {
+        let Some(head) = Head::of(packet) else { return };
+        if head.payload > 0 && self.is_in_window(head.end()) && is_after(head.end(), self.arrived) {
+            self.arrived = head.end();
+        }
+        if !head.acknowledges() {
+            return;
+        }
+        if !is_after(self.acknowledged, head.ack) && !is_after(head.ack, self.sent) {
+            self.acknowledged = head.ack;
+            if !head.syn() {
+                self.window = head.window;
+            }
+            if let Some((end, at)) = self.sample
+                && !is_after(end, head.ack)
+            {
+                let took = now.saturating_duration_since(at);
+                self.round_trip = Some(self.round_trip.map_or(took, |old| (old * 7 + took) / 8));
+                self.sample = None;
+            }
+        }
+        // Nobody looks at the checksum from here on: the packet passed the AEAD.
+        let window = self.window_for_socket(&head);
+        if window != head.window {
+            write_u16(packet, at::WINDOW, window);
+        }
+        if self.offset != 0 {
+            write_u32(packet, at::ACK, head.ack.wrapping_sub(self.offset));
+        }
+    }
+
+    /// The window of a packet as the socket should hear it. smoltcp goes on to probe a shut one after nothing is left to
+    /// send, in FIN-WAIT-2 without a pause; one that is open by a crack is not probed, and the first byte into it is what a
+    /// probe would be.
+    fn window_for_socket(&self, head: &Head) -> u16 {
+        if is_after(self.put, head.ack) {
+            head.window
+        } else {
+            head.window.max(1)
+        }
+    }
+
+    /// So many bytes were taken out of the socket.
+    pub(super) fn took(&mut self, bytes: usize) {
+        self.taken = self.taken.wrapping_add(count(bytes));
+    }
+
+    /// So many bytes were put into the socket.
+    pub(super) fn put(&mut self, bytes: usize) {
+        self.put = self.put.wrapping_add(count(bytes));
+    }
+
+    /// Bytes sent and not acknowledged.
+    pub(super) fn in_flight(&self) -> u32 {
+        self.sent.wrapping_sub(self.acknowledged)
+    }
+
+    /// Whether bytes have arrived that others are missing in front of, given that all before those were taken.
+    pub(super) fn has_holes(&self) -> bool {
+        is_after(self.arrived, self.taken)
+    }
+
+    /// Whether a packet has nothing for a socket: it acknowledges what was acknowledged and brings no new byte. `None` if
+    /// it does; otherwise whether it wants to be answered.
+    pub(super) fn is_mere_sign_of_life(&self, packet: &[u8]) -> Option<bool> {
+        let head = Head::of(packet)?;
+        let is_plain = head.flags & (FIN | SYN | RST | ACK) == ACK && head.ack == self.put;
+        let asks = head.seq == self.taken.wrapping_sub(1) && head.payload <= 1;
+        let tells = head.seq == self.taken && head.payload == 0;
+        (is_plain && (asks || tells)).then_some(asks)
+    }
+
+    /// The window that the other end told last, in bytes.
+    pub(super) fn remote_window(&self) -> usize {
+        usize::from(self.window) << self.remote.scale.unwrap_or(0)
+    }
+
+    /// The window that we told last, in bytes.
+    pub(super) fn promised(&self) -> usize {
+        usize::from(self.told.1) << self.announced_shift()
+    }
+
+    /// Whether windows can be larger than [`UNSCALED_WINDOW`].
+    pub(super) fn scales(&self) -> bool {
+        self.remote.scale.is_some()
+    }
+
+    /// The most bytes in a packet that the other end takes.
+    pub(super) fn remote_mss(&self) -> usize {
+        match self.remote.mss {
+            // The value for those who do not say (RFC 9293, 3.7.1).
+            None | Some(0) => 536,
+            // smoltcp takes nobody at their word who says less.
+            Some(mss) => usize::from(mss).max(48),
+        }
+    }
+
+    /// Whether the other end should hear of a window of this size: it is another one than it knows of, or what was taken
+    /// is not acknowledged.
+    pub(super) fn is_news(&self, window: usize) -> bool {
+        self.told != (self.taken, self.on_wire(window))
+    }
+
+    /// The field of a packet that tells a window.
+    fn on_wire(&self, window: usize) -> u16 {
+        u16::try_from(window >> self.announced_shift()).unwrap_or(u16::MAX)
+    }
+
+    fn announced_shift(&self) -> u8 {
+        if self.scales() { ANNOUNCED_SHIFT } else { 0 }
+    }
+
+    fn is_in_window(&self, end: u32) -> bool {
+        let edge = self
+            .told
+            .0
+            .wrapping_add(u32::from(self.told.1) << self.announced_shift());
+        !is_after(end, edge)
+    }
+
+    /// A made-up SYN of the other end, behind which its numbers go on as they are.
+    pub(super) fn made_up_syn(&self) -> TcpRepr<'static> {
+        TcpRepr {
+            control: TcpControl::Syn,
+            seq_number: number(self.taken.wrapping_sub(1)),
+            window_len: u16::MAX,
+            window_scale: self.remote.scale,
+            max_seg_size: self.remote.mss,
+            sack_permitted: self.remote.sack,
+            ..BLANK
+        }
+    }
+
+    /// A made-up acknowledgement of the other end, `ack` being the socket's number.
+    pub(super) fn made_up_ack(&self, ack: u32) -> TcpRepr<'static> {
+        TcpRepr {
+            seq_number: number(self.taken),
+            ack_number: Some(number(ack)),
+            window_len: self.window,
+            ..BLANK
+        }
+    }
+
+    /// A made-up packet of the other end that a socket answers with its acknowledgement, whatever there is to say.
+    pub(super) fn made_up_question(&self, ack: u32) -> TcpRepr<'static> {
+        TcpRepr {
+            seq_number: number(self.taken.wrapping_sub(1)),
+            payload: &[0],
+            ..self.made_up_ack(ack)
+        }
+    }
+
+    /// Another socket stands behind the connection: its next number to send is `next`, its buffer for receiving so large.
+    pub(super) fn housed(&mut self, next: u32, receive: usize) {
+        self.offset = self.put.wrapping_sub(next);
+        self.shift = if self.scales() { own_shift(receive) } else { 0 };
+        self.arrived = self.taken;
+        self.most_in_flight = 0;
+        self.repeated = false;
+        self.sample = None;
+    }
+
+    /// Our acknowledgement, as it is sent while no socket is there, with a window of so many bytes.
+    pub(super) fn acknowledgement(&mut self, window: usize) -> TcpRepr<'static> {
+        self.told = (self.taken, self.on_wire(window));
+        TcpRepr {
+            seq_number: number(self.put),
+            ack_number: Some(number(self.taken)),
+            window_len: self.told.1,
+            ..BLANK
+        }
+    }
+
+    /// A question whether the other end is still there (RFC 9293, 3.8.4).
+    pub(super) fn keep_alive(&mut self, window: usize) -> TcpRepr<'static> {
+        TcpRepr {
+            seq_number: number(self.put.wrapping_sub(1)),
+            payload: &[0],
+            ..self.acknowledgement(window)
+        }
+    }
+
+    /// The end of the connection, if no socket is there to say it.
+    pub(super) fn reset(&self) -> TcpRepr<'static> {
+        TcpRepr {
+            control: TcpControl::Rst,
+            seq_number: number(self.put),
+            ack_number: Some(number(self.taken)),
+            ..BLANK
+        }
+    }
+}
+
+/// Which way a packet goes that is written here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To our own socket, which does not look at checksums.
+    In,
+    /// To the other end.
+    Out,
+}
+
+/// Writes a packet of a connection and returns it.
+pub(super) fn write<'a>(room: &'a mut [u8], own: Ipv6Addr, key: &FlowKey, way: Way, repr: TcpRepr<'_>) -> &'a mut [u8] {
+    let (remote, local) = ((key.remote, key.remote_port), (own, key.local_port));
+    let (from, to, checksums) = match way {
+        Way::In => (remote, local, ChecksumCapabilities::ignored()),
+        Way::Out => (local, remote, ChecksumCapabilities::default()),
+    };
+    let repr = TcpRepr {
+        src_port: from.1,
+        dst_port: to.1,
+        ..repr
+    };
+    let ip_repr = Ipv6Repr {
+        src_addr: from.0,
+        dst_addr: to.0,
+        next_header: IpProtocol::Tcp,
+        payload_len: repr.buffer_len(),
+        hop_limit: 64,
+    };
+    let len = ip_repr.buffer_len() + repr.buffer_len();
+    let packet = &mut room[..len];
+    let mut ip = Ipv6Packet::new_unchecked(&mut *packet);
+    ip_repr.emit(&mut ip);
+    let mut tcp = TcpPacket::new_unchecked(ip.payload_mut());
+    repr.emit(&mut tcp, &IpAddress::Ipv6(from.0), &IpAddress::Ipv6(to.0), &checksums);
+    packet
+}
+
+/// As much room as [`write()`] needs for any packet made here.
+pub(super) const MADE_UP: usize = TCP_HEADERS + 40 + 1;
+
+const BLANK: TcpRepr<'static> = TcpRepr {
+    src_port: 0,
+    dst_port: 0,
+    control: TcpControl::None,
+    seq_number: TcpSeqNumber(0),
+    ack_number: None,
+    window_len: 0,
+    window_scale: None,
+    max_seg_size: None,
+    sack_permitted: false,
+    sack_ranges: [None, None, None],
+    timestamp: None,
+    payload: &[],
+};
+
+/// The scale that smoltcp gives the windows of a buffer.
+fn own_shift(receive: usize) -> u8 {
+    u8::try_from((usize::BITS - receive.leading_zeros()).saturating_sub(16)).unwrap_or(0)
+}
+
+/// Whether `a` comes behind `b` (RFC 9293, 3.4: numbers wrap).
+fn is_after(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b).wrapping_sub(1) < 1 << 31
+}
+
+/// One byte that was acknowledged long ago asks only for a sign of life.
+fn is_keep_alive(seq: u32, end: u32, sent: u32) -> bool {
+    end == sent && end.wrapping_sub(seq) == 1
+}
+
+/// A size in terms of sequence numbers.
+pub(super) fn count(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("a buffer is smaller than 4 GiB")
+}
+
+fn number(seq: u32) -> TcpSeqNumber {
+    TcpSeqNumber(seq.cast_signed())
+}
+
+/// Where the value of the window scale option is.
+fn scale_option(packet: &[u8]) -> Option<usize> {
+    let end = 40 + usize::from(packet[at::TCP_LEN] >> 4) * 4;
+    let mut next = at::OPTIONS;
+    while next + 2 < end.min(packet.len()) {
+        match packet[next] {
+            0 => return None,
+            1 => next += 1,
+            3 => return Some(next + 2),
+            _ => next += usize::from(packet[next + 1]).max(2),
+        }
+    }
+    None
+}
+
+fn u16_at(packet: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([packet[at], packet[at + 1]])
+}
+
+fn u32_at(packet: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(packet, at)) << 16 | u32::from(u16_at(packet, at + 2))
+}
+
+fn write_u16(packet: &mut [u8], at: usize, value: u16) {
+    packet[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+fn write_u32(packet: &mut [u8], at: usize, value: u32) {
+    packet[at..at + 4].copy_from_slice(&value.to_be_bytes());
+}
+
+/// Changes an aligned word of the TCP header, and the checksum with it (RFC 1624, equation 3).
+fn replace_u16(packet: &mut [u8], at: usize, new: u16) {
+    let old = u16_at(packet, at);
+    packet[at..at + 2].copy_from_slice(&new.to_be_bytes());
+    let sum = u32::from(!u16_at(packet, at::CHECKSUM)) + u32::from(!old) + u32::from(new);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from(sum).expect("carries are folded in");
+    packet[at::CHECKSUM..at::CHECKSUM + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+fn replace_u32(packet: &mut [u8], at: usize, new: u32) {
+    let [a, b, c, d] = new.to_be_bytes();
+    replace_u16(packet, at, u16::from_be_bytes([a, b]));
+    replace_u16(packet, at + 2, u16::from_be_bytes([c, d]));
+}
+
+fn replace_byte(packet: &mut [u8], at: usize, new: u8) {
+    let word = at & !1;
+    let mut bytes = [packet[word], packet[word + 1]];
+    bytes[at - word] = new;
+    replace_u16(packet, word, u16::from_be_bytes(bytes));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seed::Random;
+
+    const KEY: FlowKey = FlowKey {
+        remote: Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 1),
+        remote_port: 7,
+        local_port: 9,
+    };
+    const OWN: Ipv6Addr = Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 2);
+
+    fn is_sound(packet: &[u8]) -> bool {
+        let ip = Ipv6Packet::new_checked(packet).unwrap();
+        let tcp = TcpPacket::new_checked(ip.payload()).unwrap();
+        tcp.verify_checksum(&IpAddress::Ipv6(ip.src_addr()), &IpAddress::Ipv6(ip.dst_addr()))
+    }
+
+    #[test]
+    fn whatever_is_replaced_the_checksum_stays_right() {
+        let mut random = Random::new([5; 32]);
+        let mut room = [0; 200];
+        for round in 0..20_000 {
+            let repr = TcpRepr {
+                seq_number: number(random.u32()),
+                ack_number: Some(number(random.u32())),
+                window_len: random.u32() as u16,
+                payload: &[7; 33][..random.below(34) as usize],
+                ..BLANK
+            };
+            let packet = write(&mut room, OWN, &KEY, Way::Out, repr);
+            assert!(is_sound(packet));
+            // Words of nothing but ones or zeros are where one's complement sums go wrong.
+            let new = [random.u32(), 0, u32::MAX, 0xffff, 0xffff_0000][round % 5];
+            replace_u32(packet, at::SEQ, new);
+            replace_u16(packet, at::WINDOW, new as u16);
+            assert!(is_sound(packet), "{new:x}");
+            assert_eq!((u32_at(packet, at::SEQ), u16_at(packet, at::WINDOW)), (new, new as u16));
+        }
+    }
+
+    #[test]
+    fn numbers_wrap() {
+        for at in [0, 1, u32::MAX, u32::MAX - 5, 1 << 31] {
+            assert!(is_after(at.wrapping_add(1), at) && is_after(at.wrapping_add(1 << 30), at));
+            assert!(!is_after(at, at) && !is_after(at, at.wrapping_add(1)));
+        }
+    }
+
+    #[test]
+    fn the_scale_is_found_among_options_and_malformed_ones_end() {
+        let mut room = [0; 200];
+        let syn = TcpRepr {
+            control: TcpControl::Syn,
+            max_seg_size: Some(1220),
+            window_scale: Some(3),
+            sack_permitted: true,
+            ..BLANK
+        };
+        let packet = write(&mut room, OWN, &KEY, Way::Out, syn);
+        let option = scale_option(packet).unwrap();
+        assert_eq!(packet[option], 3);
+        replace_byte(packet, option, ANNOUNCED_SHIFT);
+        assert!(is_sound(packet));
+        let mut random = Random::new([6; 32]);
+        for _ in 0..10_000 {
+            for byte in &mut packet[at::OPTIONS..] {
+                *byte = random.below(8) as u8;
+            }
+            packet[at::TCP_LEN] = random.u32() as u8;
+            if let Some(option) = scale_option(packet) {
+                assert!(option < packet.len());
+            }
+        }
+    }
+
+    #[test]
+    fn the_round_trip_is_smoothed_and_what_was_sent_again_does_not_count() {
+        let start = crate::timers::tests::some_instant();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut wire = Wire {
+            remote: Remote {
+                scale: Some(7),
+                ..Remote::default()
+            },
+            ..Wire::default()
+        };
+        let mut room = [0; 200];
+        let mut exchange = |sent: &[u64], acknowledged: u64, seq: u32| {
+            for &ms in sent {
+                let repr = TcpRepr {
+                    seq_number: number(seq),
+                    payload: &[1; 100],
+                    ..BLANK
+                };
+                wire.outgoing(at(ms), write(&mut room, OWN, &KEY, Way::Out, repr));
+            }
+            let repr = TcpRepr {
+                ack_number: Some(number(seq + 100)),
+                window_len: 10,
+                ..BLANK
+            };
+            wire.incoming(at(acknowledged), write(&mut room, OWN, &KEY, Way::In, repr));
+            (wire.round_trip, wire.in_flight(), wire.remote_window())
+        };
+        let ms = Duration::from_millis;
+        assert_eq!(exchange(&[0], 80, 0), (Some(ms(80)), 0, 1280));
+        assert_eq!(exchange(&[100, 300], 380, 100), (Some(ms(80)), 0, 1280));
+        assert_eq!(exchange(&[400], 560, 200), (Some(ms(90)), 0, 1280));
+    }
+}
