@@ -502,3 +502,6 @@ impl Machine for Agent {
         self.node.is_finished()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -151,7 +151,8 @@ impl StackEnd {
 
     /// Takes a packet of the other end.
     pub fn handle_packet(&mut self, now: Instant, packet: &[u8]) {
-        self.stack.ingress(now, peer(), packet, &mut self.resources);
+        let mut packet = packet.to_vec();
+        self.stack.ingress(now, peer(), &mut packet, &mut self.resources);
     }
 
     /// Does what is due.
