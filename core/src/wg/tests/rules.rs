@@ -53,9 +53,12 @@ fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+/// Messages with the time since the start.
+type Sent = Vec<(Duration, Vec<u8>)>;
+
 impl Ends {
     /// Lets time pass for both ends and returns what each sends meanwhile, with the time since the start. Nothing arrives.
-    fn pass(&mut self, duration: Duration) -> (Vec<(Duration, Vec<u8>)>, Vec<(Duration, Vec<u8>)>) {
+    fn pass(&mut self, duration: Duration) -> (Sent, Sent) {
         let (start, end) = (self.now, self.now + duration);
         let (mut of_agent, mut of_relay) = (Vec::new(), Vec::new());
         while self.now < end {
