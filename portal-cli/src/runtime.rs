@@ -20,9 +20,9 @@ use portal_core::Machine;
 pub(crate) use self::imp::{Servers, Stopped, VERSION, bind_udp, usable};
 use crate::process;
 
-/// How long an end waits for open connections. Less than the 10 s after which `docker stop` kills; an idle browser holds
-/// its connection for minutes.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long an end waits for open connections: all of it is over within 5 s, well before the 10 s after which `docker stop`
+/// kills. An idle browser holds its connection for minutes.
+const GRACE: Duration = Duration::from_secs(4);
 
 /// Events that may wait. More than one turn of a machine makes, or a flood of visitors would hide the binding of a name.
 pub(crate) const EVENTS: usize = 8192;

@@ -79,7 +79,7 @@ pub struct RelayConfig {
     pub limits: Limits,
     /// Connections from one source (an IPv4 address, an IPv6 /64) at a time.
     pub visitors_per_source: u32,
-    /// Connections to one lease at a time.
+    /// Connections to one lease at a time. Less than [`Limits::streams`], so that one lease leaves room for others.
     pub visitors_per_lease: u32,
     /// Leases one key may hold at a time.
     pub leases_per_key: usize,
@@ -107,7 +107,7 @@ impl RelayConfig {
             mtu: DEFAULT_MTU,
             limits: Limits::default(),
             visitors_per_source: 4096,
-            visitors_per_lease: 16_384,
+            visitors_per_lease: 24_576,
             leases_per_key: 64,
             sole_lease_answers: false,
         }
