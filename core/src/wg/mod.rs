@@ -15,8 +15,8 @@
 //!
 //! # The paper's rules
 //!
-//! Each with the test that has its numbers; those of boringtun's deviations that are left cost a message, and nobody feels
-//! them.
+//! Each with the test that has its numbers. What is left of boringtun's deviations costs a packet, a handshake or the time
+//! that its row names.
 //!
 //! | rule (section) | test | |
 //! |---|---|---|
