@@ -3,8 +3,8 @@
 #   docker build --tag portal .                               with the server of files and folders, and TLS at the agent
 #   docker build --tag portal --build-arg FEATURES=mio .      the small build; mio,tls for an agent that ends TLS
 #
-# Nothing here needs BuildKit: Kaniko and buildah build it too, on a machine of 462 MiB without swap
-# (portal-cli/package/image/run tries just that; README.md beside it has the measurements behind the profile).
+# Nothing here needs BuildKit: buildah builds it too, the small build on a machine of 462 MiB without swap
+# (portal-cli/package/image/run tries that; README.md beside it has the measurements behind the profile).
 
 # The version of rust-toolchain.toml, which stays outside: the base image has what a build needs, and no more.
 ARG RUST=1.95.0
