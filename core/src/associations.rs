@@ -10,8 +10,8 @@ use crate::timers::TimerQueue;
 /// How long an association may be silent.
 pub(crate) const IDLE: Duration = Duration::from_secs(60);
 
-/// What an association is charged: its entries here and at its owner's, rounded up.
-const ASSOCIATION: usize = 512;
+/// What an association's entries here and at its owner's are charged, rounded up.
+pub(crate) const ENTRIES: usize = 512;
 
 /// No association can be made, and none makes room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,14 +23,17 @@ pub(crate) struct Associations<K, V> {
     entries: Map<K, V>,
     idle: TimerQueue<K>,
     capacity: usize,
+    charge: usize,
 }
 
 impl<K: Copy + Ord + Hash, V> Associations<K, V> {
-    pub(crate) fn new(capacity: usize, random: &mut Random) -> Self {
+    /// For so many, each of which is charged `charge`.
+    pub(crate) fn new(capacity: usize, charge: usize, random: &mut Random) -> Self {
         Self {
             entries: Map::with_hasher(random.hasher()),
             idle: TimerQueue::new(),
             capacity: capacity.max(1),
+            charge,
         }
     }
 
@@ -54,7 +57,7 @@ impl<K: Copy + Ord + Hash, V> Associations<K, V> {
     /// Makes sure that there is room for one more association; returns the one that made it. `Err` if there is none to
     /// make room and no memory left.
     pub(crate) fn make_room(&mut self, budget: &mut Budget) -> Result<Option<(K, V)>, NoMemory> {
-        if self.entries.len() < self.capacity && budget.charge(ASSOCIATION) {
+        if self.entries.len() < self.capacity && budget.charge(self.charge) {
             return Ok(None);
         }
         // The room of the evicted one passes to the new one, charge and all.
@@ -71,14 +74,14 @@ impl<K: Copy + Ord + Hash, V> Associations<K, V> {
     pub(crate) fn remove(&mut self, key: K, budget: &mut Budget) -> Option<V> {
         let value = self.entries.remove(&key)?;
         self.idle.clear(key);
-        budget.release(ASSOCIATION);
+        budget.release(self.charge);
         Some(value)
     }
 
     /// Takes an association that was silent for too long.
     pub(crate) fn pop_idle(&mut self, now: Instant, budget: &mut Budget) -> Option<(K, V)> {
         let key = self.idle.pop_due(now)?;
-        budget.release(ASSOCIATION);
+        budget.release(self.charge);
         self.entries.remove_entry(&key)
     }
 
@@ -88,7 +91,7 @@ impl<K: Copy + Ord + Hash, V> Associations<K, V> {
 
     /// What they are charged in all.
     pub(crate) fn held(&self) -> usize {
-        self.entries.len() * ASSOCIATION
+        self.entries.len() * self.charge
     }
 
     /// The keys that `wanted` picks, in order.
@@ -110,8 +113,8 @@ mod tests {
     fn the_least_recently_used_makes_room_and_silence_ends_one() {
         let start = some_instant();
         let at = |s| start + Duration::from_secs(s);
-        let mut budget = Budget::new(4 * ASSOCIATION);
-        let mut table = Associations::new(2, &mut Random::new([1; 32]));
+        let mut budget = Budget::new(4 * ENTRIES);
+        let mut table = Associations::new(2, ENTRIES, &mut Random::new([1; 32]));
         assert_eq!(table.make_room(&mut budget), Ok(None));
         table.insert(at(0), 'a', 1);
         assert_eq!(table.make_room(&mut budget), Ok(None));
@@ -127,7 +130,7 @@ mod tests {
         assert_eq!(budget.used(), table.held());
         assert_eq!(table.remove('c', &mut budget), Some(3));
         assert_eq!((table.next_timeout(), budget.used()), (None, 0));
-        assert!(budget.charge(4 * ASSOCIATION));
+        assert!(budget.charge(4 * ENTRIES));
         assert_eq!(table.make_room(&mut budget), Err(NoMemory));
     }
 }

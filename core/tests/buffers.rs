@@ -142,7 +142,8 @@ fn thousands_of_idle_visitors_are_charged_little_and_all_answer() {
     let idle = used(&world);
     for (idle, before) in [(idle.0, before.0), (idle.1, before.1)] {
         let each = (idle - before) / VISITORS;
-        assert!(each < 2048, "{each} bytes for an idle visitor");
+        // 4 KiB of it are for the kernel's socket.
+        assert!(each < 6144, "{each} bytes for an idle visitor");
     }
     // Long enough that each side has asked whether the other is there.
     world.run(Duration::from_secs(400));
@@ -217,7 +218,7 @@ fn near_the_end_of_memory_visitors_get_little_then_nothing_and_transfers_go_on()
 
 #[test]
 fn all_wake_at_once_in_too_little_memory_and_all_are_answered() {
-    let limit = 6 * MIB;
+    let limit = 12 * MIB;
     let mut world = world(|relay, _| relay.limits.memory = usize::try_from(limit).unwrap());
     let port = world.public_port(0);
     let mut visitors = Vec::new();

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use super::inbound::Joined;
 use super::{Agent, AgentEvent, Service};
-use crate::associations::{Associations, NoMemory};
+use crate::associations::{Associations, ENTRIES, NoMemory};
+use crate::budget::KERNEL_SOCKET;
 use crate::control::Kind;
 use crate::machine::{Action, DialError, UdpId, UdpSocketRef};
 use crate::node::Node;
@@ -41,7 +42,7 @@ const MAX_WAITING: usize = 128 * 1024;
 impl TargetAssociations {
     pub(super) fn new(capacity: usize, random: &mut Random) -> Self {
         Self {
-            table: Associations::new(capacity, random),
+            table: Associations::new(capacity, ENTRIES + KERNEL_SOCKET, random),
             sockets: Table::new(capacity.max(1)),
             waiting: 0,
         }

@@ -1,7 +1,7 @@
 //! A kernel socket and the flow it is joined to: FIN for FIN, RST for RST, and each side read only as fast as the other
 //! takes it.
 
-use crate::budget::Budget;
+use crate::budget::{Budget, KERNEL_SOCKET};
 use crate::machine::{Action, StreamId};
 use crate::node::Node;
 use crate::node::meter::{Lane, Metered, Meters};
@@ -70,8 +70,8 @@ pub(crate) struct Ended<X> {
     pub(crate) to_socket: u64,
 }
 
-/// What a stream is charged besides the bytes it holds.
-const STREAM_STATE: usize = 512;
+/// What a stream is charged besides the bytes it holds: its entries here and in the runtime, and its socket.
+const STREAM_STATE: usize = 768 + KERNEL_SOCKET;
 /// How long the TLS handshakes of a stream may take.
 const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a socket that was answered here may take to close.

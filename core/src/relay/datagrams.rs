@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::ingress::{Role, Visitor};
 use super::leases::{LeaseId, Leases};
 use super::{Relay, RelayEvent, listener_key};
-use crate::associations::{Associations, NoMemory};
+use crate::associations::{Associations, ENTRIES, NoMemory};
 use crate::machine::{ListenerId, UdpSocketRef};
 use crate::node::Node;
 use crate::resources::Resources;
@@ -39,7 +39,7 @@ impl VisitorAssociations {
     pub(super) fn new(capacity: usize, random: &mut Random) -> Self {
         let capacity = capacity.min(usize::from(u16::MAX - FIRST_PORT));
         Self {
-            table: Associations::new(capacity, random),
+            table: Associations::new(capacity, ENTRIES, random),
             by_port: BTreeMap::new(),
             next_port: FIRST_PORT,
         }

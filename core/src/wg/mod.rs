@@ -109,7 +109,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// the first look after its 5 s, so this is its jitter of up to 333 ms (WireGuard paper, section 6.4).
 const TICK_CALLING: Duration = Duration::from_millis(167);
 const TICK_CALLING_JITTER: u32 = 167;
-/// How often a peer with a session has its timers looked at when nothing else does it.
+/// How often a peer with a session has its timers looked at when nothing else does it, and up to [`TICK`] later: such
+/// peers share their instants.
 const TICK_READY: Duration = Duration::from_secs(1);
 /// The same without a session, until its keys are erased.
 const TICK_DORMANT: Duration = Duration::from_secs(60);
@@ -444,12 +445,12 @@ impl Wg {
             self.timers.clear(id);
             return;
         }
-        let tick = match (peer.handshaking, ready) {
-            (true, _) => TICK_CALLING + Duration::from_millis(self.random.below(TICK_CALLING_JITTER).into()),
-            (_, true) => TICK_READY,
-            _ => TICK_DORMANT,
+        let due = match (peer.handshaking, ready) {
+            (true, _) => now + TICK_CALLING + Duration::from_millis(self.random.below(TICK_CALLING_JITTER).into()),
+            (_, true) => self.clock.shared(now + TICK_READY, TICK),
+            _ => self.clock.shared(now + TICK_DORMANT, TICK),
         };
-        self.timers.set_no_later(id, now + tick);
+        self.timers.set_no_later(id, due);
     }
 
     fn post(&mut self, path: Path, message: &[u8]) {
