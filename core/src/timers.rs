@@ -1,7 +1,17 @@
 //! A queue of deadlines, at most one for each key.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// What many wait for, each in its own time and none in a hurry, is due at instants so far apart: a turn for all that
+/// have come to it, not one for each.
+const SHARED: Duration = Duration::from_millis(250);
+
+/// The first of the shared instants at or after `at`, counted from `epoch`.
+pub(crate) fn shared_instant(epoch: Instant, at: Instant) -> Instant {
+    let steps = at.duration_since(epoch).as_nanos().div_ceil(SHARED.as_nanos());
+    u32::try_from(steps).map_or(at, |steps| epoch + SHARED * steps)
+}
 
 /// Deadlines by key. Setting, clearing and taking cost the logarithm of the number of keys that have one; a key without
 /// a deadline costs nothing.
@@ -81,8 +91,6 @@ impl<K: Copy + Ord> TimerQueue<K> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// Tests need some instant to start from; which one does not matter.
@@ -113,5 +121,14 @@ pub(crate) mod tests {
         assert_eq!(queue.pop_due(at(40)), Some('b'));
         assert_eq!(queue.pop_due(at(40)), None);
         assert_eq!(queue.next(), None);
+    }
+
+    #[test]
+    fn shared_instants_are_whole_steps_and_never_early() {
+        let epoch = some_instant();
+        for (asked, given) in [(0, 0), (1, 250), (250, 250), (251, 500), (10_999, 11_000)] {
+            let shared = shared_instant(epoch, epoch + Duration::from_millis(asked));
+            assert_eq!(shared, epoch + Duration::from_millis(given), "{asked} ms");
+        }
     }
 }

@@ -9,6 +9,7 @@ use super::device::Port;
 use super::need::silence;
 use super::{FlowId, Stack};
 use crate::resources::Resources;
+use crate::timers::shared_instant;
 use crate::wg::{PeerId, padded};
 
 /// Packets a flow may send before the next flow of its peer has its turn.
@@ -167,11 +168,15 @@ impl Stack {
             _ => self.interface.poll_at(smoltcp_now, &house.set),
         };
         // One that is not quiet comes here again when it is.
-        let lull = flow.active_at + silence(house.buffers);
-        let lull = (house.is_quiet() && !flow.seen.is_ending()).then_some(lull);
+        let is_quiet = house.is_quiet();
+        let lull = shared_instant(self.epoch, flow.active_at + silence(house.buffers));
+        let lull = (is_quiet && !flow.seen.is_ending()).then_some(lull);
         let wish_ends = flow.need.wish_ends();
         let due = due.map(|due| self.instant_of(due));
         match due.into_iter().chain(lull).chain(wish_ends).min() {
+            // Where bytes are on their way the timer moves with each packet, and it is left; now it would only be a turn
+            // for nothing.
+            Some(due) if is_quiet => self.timers.set(id, due.max(now + STALLED)),
             Some(due) => self.timers.set_no_later(id, due.max(now + STALLED)),
             None => self.timers.clear(id),
         }

@@ -24,6 +24,11 @@ impl Clock {
         clock
     }
 
+    /// The machine's first instant.
+    pub(super) fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
     /// Makes `now` the time boringtun reads; an earlier `now` counts as the latest one seen.
     pub(super) fn enter(&mut self, now: Instant) -> Instant {
         self.latest = self.latest.max(now);
@@ -31,31 +36,7 @@ impl Clock {
         self.latest
     }
 
-    /// The next of the instants, `step` apart, that all look at together, at or after `at`: what many wait for then
-    /// costs one turn, not one for each.
-    pub(super) fn shared(&self, at: Instant, step: Duration) -> Instant {
-        let steps = at.duration_since(self.epoch).as_nanos().div_ceil(step.as_nanos());
-        u32::try_from(steps).map_or(at, |steps| self.epoch + step * steps)
-    }
-
     fn lend(&self) {
         MockClock::set_time(Duration::from_secs(1) + self.latest.duration_since(self.epoch));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::timers::tests::some_instant;
-
-    #[test]
-    fn shared_instants_are_whole_steps_and_never_early() {
-        let epoch = some_instant();
-        let clock = Clock::new(epoch);
-        let step = Duration::from_millis(250);
-        for (asked, given) in [(0, 0), (1, 250), (250, 250), (251, 500), (10_999, 11_000)] {
-            let shared = clock.shared(epoch + Duration::from_millis(asked), step);
-            assert_eq!(shared, epoch + Duration::from_millis(given), "{asked} ms");
-        }
     }
 }

@@ -74,7 +74,7 @@ use crate::machine::Path;
 use crate::resources::Resources;
 use crate::seed::{Map, Random};
 use crate::table::{Key, Table};
-use crate::timers::TimerQueue;
+use crate::timers::{TimerQueue, shared_instant};
 
 pub(crate) use self::admission::source_prefix;
 
@@ -109,8 +109,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// the first look after its 5 s, so this is its jitter of up to 333 ms (WireGuard paper, section 6.4).
 const TICK_CALLING: Duration = Duration::from_millis(167);
 const TICK_CALLING_JITTER: u32 = 167;
-/// How often a peer with a session has its timers looked at when nothing else does it, and up to [`TICK`] later: such
-/// peers share their instants.
+/// How often a peer with a session has its timers looked at when nothing else does it, at an instant that it shares.
 const TICK_READY: Duration = Duration::from_secs(1);
 /// The same without a session, until its keys are erased.
 const TICK_DORMANT: Duration = Duration::from_secs(60);
@@ -447,8 +446,8 @@ impl Wg {
         }
         let due = match (peer.handshaking, ready) {
             (true, _) => now + TICK_CALLING + Duration::from_millis(self.random.below(TICK_CALLING_JITTER).into()),
-            (_, true) => self.clock.shared(now + TICK_READY, TICK),
-            _ => self.clock.shared(now + TICK_DORMANT, TICK),
+            (_, true) => shared_instant(self.clock.epoch(), now + TICK_READY),
+            _ => shared_instant(self.clock.epoch(), now + TICK_DORMANT),
         };
         self.timers.set_no_later(id, due);
     }
