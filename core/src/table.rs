@@ -10,9 +10,12 @@ pub(crate) struct Key {
 }
 
 /// See the module docs.
+///
+/// Entries lie by themselves: they need not move, all at once, when the table grows, and the memory of each is back when
+/// it goes, wherever in the table the last ones are.
 #[derive(Debug)]
 pub(crate) struct Table<T> {
-    entries: Slab<(u32, T)>,
+    entries: Slab<(u32, Box<T>)>,
     inserted: u32,
     capacity: usize,
 }
@@ -46,7 +49,7 @@ impl<T> Table<T> {
             index: u32::try_from(vacant.key()).ok()?,
             generation: self.inserted,
         };
-        vacant.insert((key.generation, make(key)));
+        vacant.insert((key.generation, Box::new(make(key))));
         Some(key)
     }
 
@@ -62,7 +65,7 @@ impl<T> Table<T> {
 
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
         self.get(key)?;
-        Some(self.entries.remove(key.index as usize).1)
+        Some(*self.entries.remove(key.index as usize).1)
     }
 
     /// All entries in the order of their indices (deterministic).
@@ -74,7 +77,7 @@ impl<T> Table<T> {
                     index,
                     generation: *generation,
                 },
-                value,
+                &**value,
             )
         })
     }

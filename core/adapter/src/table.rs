@@ -26,10 +26,11 @@ impl Id for UdpId {
     }
 }
 
-/// What is held under each identity. An outdated identity of the same index finds nothing.
+/// What is held under each identity. An outdated identity of the same index finds nothing. Each lies by itself, so that
+/// its memory is back when it goes.
 #[derive(Debug)]
 pub(crate) struct Table<I, T> {
-    slots: Vec<Option<(I, T)>>,
+    slots: Vec<Option<(I, Box<T>)>>,
     live: usize,
 }
 
@@ -49,7 +50,10 @@ impl<I: Id, T> Table<I, T> {
 
     /// What is held at an index now, and under which identity.
     pub(crate) fn at(&mut self, index: usize) -> Option<(I, &mut T)> {
-        self.slots.get_mut(index)?.as_mut().map(|(id, value)| (*id, value))
+        self.slots
+            .get_mut(index)?
+            .as_mut()
+            .map(|(id, value)| (*id, &mut **value))
     }
 
     /// What is held under `id`.
@@ -65,7 +69,7 @@ impl<I: Id, T> Table<I, T> {
         if self.slots.len() <= id.index() {
             self.slots.resize_with(id.index() + 1, || None);
         }
-        if self.slots[id.index()].replace((id, value)).is_none() {
+        if self.slots[id.index()].replace((id, Box::new(value))).is_none() {
             self.live += 1;
         }
     }
@@ -77,12 +81,12 @@ impl<I: Id, T> Table<I, T> {
             return None;
         }
         self.live -= 1;
-        slot.take().map(|(_, value)| value)
+        slot.take().map(|(_, value)| *value)
     }
 
     /// All, by index.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (I, &mut T)> {
-        self.slots.iter_mut().flatten().map(|(id, value)| (*id, value))
+        self.slots.iter_mut().flatten().map(|(id, value)| (*id, &mut **value))
     }
 
     /// Drops those that `keep` does not want.
