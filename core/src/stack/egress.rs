@@ -106,6 +106,7 @@ impl Stack {
         if flow.house.is_none() {
             return self.egress_asleep(now, id, resources);
         }
+        flow.drop_unread();
         if flow.sent_in_turn >= FLOW_QUANTUM {
             flow.sent_in_turn = 0;
             self.schedule.rotate_flow();

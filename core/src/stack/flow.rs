@@ -182,6 +182,26 @@ impl Flow {
         self.resume_ending();
     }
 
+    /// Nobody reads what still comes for a flow whose owner has gone. It is dropped while bytes of ours are on their way;
+    /// once they have all arrived, it ends the connection (RFC 1122, section 4.2.2.13): the other end could otherwise go on
+    /// for ever, by asking whether the window has opened again.
+    pub(super) fn drop_unread(&mut self) {
+        let Some(house) = self.house.as_mut().filter(|_| self.owner == Owner::Gone) else {
+            return;
+        };
+        let socket = house.socket_mut();
+        if socket.recv_queue() == 0 || self.seen.aborted {
+            return;
+        }
+        if socket.state() == State::FinWait2 {
+            return self.abort();
+        }
+        let mut dropped = 1;
+        while dropped > 0 {
+            dropped = socket.recv(|bytes| (bytes.len(), bytes.len())).unwrap_or(0);
+        }
+    }
+
     /// Lets the socket end as the flow does, if there is one; otherwise the flow wakes for it.
     pub(super) fn resume_ending(&mut self) {
         let Some(house) = &mut self.house else {

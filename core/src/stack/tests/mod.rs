@@ -237,6 +237,42 @@ fn a_flow_that_nobody_owns_ends_although_the_other_side_never_says_fin() {
     assert_eq!(ends.a.stack.flow_count(), 0);
 }
 
+/// The other end asks for ever whether the window has opened: smoltcp's patience never ends.
+#[test]
+fn bytes_for_a_flow_that_nobody_owns_end_it() {
+    let mut ends = Ends::new();
+    let (a, b) = ends.connect();
+    ends.a.stack.release(a, false, &mut ends.a.resources);
+    ends.exchange();
+    assert_eq!(ends.a.state(a), Some(State::FinWait2));
+    ends.b.stack.send(b, b"is anybody there?");
+    ends.exchange();
+    assert_eq!(ends.a.stack.flow_count(), 0);
+    assert!(ends.b.stack.view(b).unwrap().broken, "the other end was told");
+}
+
+/// An end that resets at once would take away what it said last.
+#[test]
+fn what_was_said_last_arrives_although_the_other_end_is_talking() {
+    let mut ends = Ends::new();
+    let (a, b) = ends.connect();
+    ends.a.stack.send(a, b"goodbye");
+    ends.a.stack.release(a, false, &mut ends.a.resources);
+    let farewell = ends.a.packets(ends.now);
+    ends.b.stack.send(b, b"one more thing");
+    let news = ends.b.packets(ends.now);
+    ends.a.take(ends.now, &news);
+    assert_eq!(ends.a.state(a), Some(State::FinWait1));
+    ends.b.take(ends.now, &farewell);
+    ends.exchange();
+    assert_eq!(ends.b.read(b), b"goodbye");
+    let view = ends.b.stack.view(b).unwrap();
+    assert!(view.remote_fin && !view.broken);
+    ends.b.stack.release(b, false, &mut ends.b.resources);
+    ends.exchange();
+    assert_eq!((ends.a.stack.flow_count(), ends.b.stack.flow_count()), (0, 0));
+}
+
 #[test]
 fn a_dead_other_end_is_noticed_and_a_live_idle_one_is_kept() {
     let mut ends = Ends::new();
