@@ -103,7 +103,8 @@ impl House {
         let mut window = SMOLTCP_FIRST_WINDOW;
         let offered = PACKET.len().min(wire.remote_mss()).min(buffers.send);
         let wanted = in_flight.max(FIRST_WINDOW.min(10 * wire.remote_mss()));
-        let wanted = wanted.min(MOST_PACKETS * offered);
+        // One that holds less can make no use of a larger one.
+        let wanted = wanted.min(MOST_PACKETS * offered).min(buffers.send);
         // Nothing can be sent into a window of the other end that has closed, not even within the machine.
         while window < wanted && offered <= wire.remote_window() {
             house.socket_mut().send_slice(&PACKET[..offered]).ok()?;
