@@ -13,15 +13,16 @@ mod tunnel;
 pub use flows::flows;
 pub use handshakes::handshakes;
 pub use lives::core_ops;
-pub use parsers::{client_hello, control_frames, http_head, inner_packet, names_and_uris, proxy_header};
+pub use parsers::{client_hello, config_file, control_frames, http_head, inner_packet, names_and_uris, proxy_header};
 pub use tunnel::{relay_datagrams, tls_visitor};
 
 /// A target: its name, which is also its corpus' folder, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("client_hello", client_hello),
+    ("config_file", config_file),
     ("control_frames", control_frames),
     ("core_ops", core_ops),
     ("flows", flows),

@@ -2,11 +2,34 @@
 
 use std::time::Instant;
 
+use portal_cli::fuzzing::FileOf;
 use portal_core::names::{LabelPattern, check_label};
 use portal_core::proxy::{self, ProxyHeader};
 use portal_core::uri::RelayUri;
 use portal_core::{fuzzing, http, sni};
 use rustls::server::Acceptor;
+
+/// A configuration file: it is read the same way each time, and what is wrong with it is said in one line, with its place.
+pub fn config_file(data: &[u8]) {
+    const NAME: &str = "the.toml";
+    let Some((&which, text)) = data.split_first() else {
+        return;
+    };
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    let command = if which & 1 == 0 { FileOf::Agent } else { FileOf::Relay };
+    let read = portal_cli::fuzzing::config_file(command, NAME, text);
+    assert_eq!(portal_cli::fuzzing::config_file(command, NAME, text), read);
+    if let Err(told) = read {
+        assert!(!told.trim().is_empty(), "something is said");
+        let place = told.split_once(NAME).and_then(|(_, rest)| rest.strip_prefix(", line "));
+        if let Some(rest) = place {
+            let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            let line: usize = number.parse().expect("a number");
+            assert!((1..=text.split('\n').count()).contains(&line), "{told}");
+        }
+        assert!(!told.contains('\n'), "it is one line: {told:?}");
+    }
+}
 
 /// Frames of the control channel; the first byte says where they are cut.
 pub fn control_frames(data: &[u8]) {

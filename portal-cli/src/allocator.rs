@@ -1,4 +1,4 @@
-//! The allocator of the small build, and how it is told to be frugal.
+//! How the allocator of the small build is told to be frugal.
 //!
 //! A relay from which thousands of connections have gone has to be small again at once. glibc keeps what lies between
 //! the last small pieces that are in use; mimalloc gives back each page that is free, if it is told not to wait.
@@ -6,9 +6,6 @@
 use std::ffi::{c_int, c_long};
 
 use libmimalloc_sys::{mi_option_get, mi_option_set, mi_option_t};
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// `mi_option_purge_delay` of mimalloc.h, in milliseconds, for which the bindings have no name.
 const PURGE_DELAY: mi_option_t = 15 as c_int;

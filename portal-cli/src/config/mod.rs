@@ -99,6 +99,17 @@ impl Given {
     }
 }
 
+/// What a file's text alone comes to, for a subcommand that is given no other flag. Returns its tables.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn of_text(path: &Path, name: &str, text: &str) -> Result<Vec<Table>, LoadError> {
+    let document = Document::parse(path, text)?;
+    let (mut command, tables) = with_file(Cli::command(), name, document)?;
+    let matches =
+        command.try_get_matches_from_mut(["portal".as_ref(), name.as_ref(), "--config".as_ref(), path.as_os_str()])?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    Ok(tables)
+}
+
 /// Reads the command line, and once more over the file if it names one.
 fn layered(command: clap::Command, args: &[OsString]) -> Result<(clap::Command, ArgMatches, Vec<Table>), LoadError> {
     let mut bare = command.clone();
