@@ -227,3 +227,55 @@ fn what_is_kept_is_what_was_told_and_what_was_given() {
     assert_eq!(kept.recent.len(), 1);
     assert_eq!(kept.recent.last(), recent.last());
 }
+
+/// What a channel of the client's costs the relay once it has said all of this, as far as it is let, and heard nothing.
+fn bomb(ends: &mut Ends, bytes: &[u8]) -> FlowId {
+    let flow = ends.open_channel();
+    ends.run(50);
+    let mut rest = bytes;
+    for _ in 0..400 {
+        let sent = ends.client.stack.send(flow, rest);
+        rest = &rest[sent..];
+        ends.run(5);
+    }
+    // As long as a greeting is waited for.
+    ends.run(10_000);
+    flow
+}
+
+fn frame(json: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(json.len()).expect("a frame's length");
+    [&len.to_be_bytes(), json].concat()
+}
+
+#[test]
+fn a_control_frame_bomb_costs_its_channel_and_nothing_else() {
+    let mut ends = Ends::new();
+    let before = ends.relay.node.resources.budget.used();
+    let hello = frame(br#"{"type":"hello","version":1}"#);
+    let deep = [b"[".repeat(8000), b"]".repeat(8000)].concat();
+    let longest = frame(&[b"{\"type\":\"\"".to_vec(), vec![b' '; 16_000], b"}".to_vec()].concat());
+    let bombs = [
+        ("a length beyond the longest", [&hello[..], &[0xff; 40_000]].concat()),
+        ("a frame that is no message", [&hello[..], &frame(&deep)].concat()),
+        ("long frames without a greeting", longest.repeat(100)),
+        (
+            "questions whose answers are not read",
+            [&hello[..], &frame(br#"{"type":"ping","n":1}"#).repeat(100_000)].concat(),
+        ),
+    ];
+    for (what, bytes) in bombs {
+        let flow = bomb(&mut ends, &bytes);
+        assert!(!ends.is_open(flow), "{what}");
+        ends.client.stack.release(flow, true, &mut ends.client.resources);
+        ends.run(100);
+        let left = ends.relay.node.resources.budget.used().saturating_sub(before);
+        assert!(left < 64 * 1024, "{what} leaves {left} bytes");
+        // The next one is served.
+        let next = ends.open_channel();
+        ends.run(50);
+        assert!(ends.is_open(next), "after {what}");
+        ends.client.stack.release(next, true, &mut ends.client.resources);
+        ends.run(50);
+    }
+}
