@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use portal_core::{AgentEvent, DialError, Kind, Machine, RelayEvent, SocketEvent, Transport, UdpSocketRef};
-use portal_sim::{HostId, Loss, TargetScript, VISITOR_ADDR, World, pattern};
+use portal_sim::{HostId, Loss, Pace, TargetScript, VISITOR_ADDR, World, pattern};
 
 /// An arbitrary origin for the virtual clock.
 #[expect(clippy::disallowed_methods, reason = "never compared with another clock")]
@@ -106,6 +106,48 @@ fn a_reset_travels_both_ways() {
     let target = world.agents[0].dials.last().unwrap().0;
     world.abort(HostId::Agent(0), target);
     world.run_until("the reset", |world| world.relays[0].sockets[&visitor].reset);
+}
+
+/// It may wait for its own bytes to be taken first, which nobody will.
+#[test]
+fn a_target_that_does_not_take_the_rest_of_a_broken_connection_is_let_go() {
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    world.agents[0].behaviour.targets = TargetScript::Keep;
+    let used = world.agents[0].machine.memory_used();
+    let visitor = world.visit(world.public_port(0)).unwrap();
+    world.say(visitor, b"x");
+    world.run_until("the dial", |world| !world.agents[0].sockets.is_empty());
+    let target = world.agents[0].dials[0].0;
+    world.agents[0].socket(target).reads = false;
+    world.say(visitor, &pattern(5_000));
+    world.agents[0].socket(target).to_send.extend(pattern(10_000_000));
+    world.visitor(visitor).reads = false;
+    world.run(Duration::from_secs(10));
+    world.abort(HostId::Relay(0), visitor);
+    world.run(Duration::from_secs(55));
+    assert!(!world.agents[0].sockets[&target].reset, "it has a minute");
+    world.run(Duration::from_secs(10));
+    assert!(world.agents[0].sockets[&target].reset);
+    assert!(world.agents[0].machine.memory_used() <= used);
+}
+
+#[test]
+fn a_slow_target_gets_the_rest_of_a_broken_connection() {
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    world.agents[0].behaviour.targets = TargetScript::Keep;
+    let visitor = world.visit(world.public_port(0)).unwrap();
+    let bytes = pattern(5_000);
+    world.say(visitor, &bytes);
+    world.run_until("the dial", |world| !world.agents[0].sockets.is_empty());
+    let target = world.agents[0].dials[0].0;
+    world.agents[0].socket(target).pace = Pace {
+        chunk: 500,
+        pause: Duration::from_secs(45),
+    };
+    world.run(Duration::from_secs(1));
+    world.abort(HostId::Relay(0), visitor);
+    world.run_until("the reset", |world| world.agents[0].sockets[&target].reset);
+    assert!(world.agents[0].sockets[&target].received == bytes);
 }
 
 #[test]

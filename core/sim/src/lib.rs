@@ -14,7 +14,8 @@
 //! While a world runs it asserts what every runtime may rely on:
 //!
 //! - a deadline that was honoured is strictly later when it is read again, so no machine spins at one instant;
-//! - nothing is left to poll after a drain, and no two machines keep each other busy without the clock moving;
+//! - a drain comes to its end, nothing is left to poll after it, and no two machines keep each other busy without the
+//!   clock moving;
 //! - data messages leave only to addresses from which an authentic datagram came;
 //! - a stranger gets nothing but answers to handshakes;
 //! - a machine names only sockets that it was given, and none after it has ended it.

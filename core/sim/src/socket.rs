@@ -30,6 +30,9 @@ pub struct Socket {
     pub closed: bool,
     /// What is written to it comes back (literal scripts only).
     pub echo: bool,
+    /// For each byte that is written to it, it sends one more, and it takes none while so many are left to send (modelled
+    /// scripts only). One that has its FIN to send does not.
+    pub echoes: Option<u64>,
     /// It takes what is written to it.
     pub reads: bool,
     /// How fast it is.
@@ -85,6 +88,17 @@ impl Socket {
         self.reset || self.closed
     }
 
+    /// Whether it takes what is written to it now.
+    pub(crate) fn takes(&self) -> bool {
+        self.reads && self.room_to_echo().is_none_or(|room| room > 0)
+    }
+
+    /// How many bytes it still takes before it has sent some.
+    fn room_to_echo(&self) -> Option<u64> {
+        let most = self.echoes.filter(|_| self.side.is_some() && !self.fin_to_send)?;
+        Some(most.saturating_sub(self.left_to_send))
+    }
+
     /// Whether there is something to read from it.
     pub(crate) fn has_bytes(&self) -> bool {
         self.left_to_send > 0 || !self.to_send.is_empty()
@@ -116,9 +130,12 @@ impl Socket {
     /// The kernel's write.
     pub(crate) fn write(&mut self, ledger: &mut Ledger, bytes: &[u8]) -> usize {
         assert!(!bytes.is_empty(), "nothing was offered");
-        let bytes = &bytes[..bytes.len().min(self.pace.chunk)];
+        let room = self.room_to_echo();
+        let most = room.map_or(usize::MAX, |room| usize::try_from(room).unwrap_or(usize::MAX));
+        let bytes = &bytes[..bytes.len().min(self.pace.chunk).min(most)];
         if let Some(side) = self.side {
             ledger.receive(side, bytes);
+            self.left_to_send += if room.is_some() { bytes.len() as u64 } else { 0 };
         } else {
             self.received.extend_from_slice(bytes);
             if self.echo {

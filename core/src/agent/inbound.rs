@@ -117,7 +117,7 @@ impl Agent {
 
     pub(super) fn inbound_due(&mut self, now: Instant) {
         while let Some(id) = self.node.stream_deadlines.pop_due(now) {
-            if !self.node.operator_overdue(id) {
+            if !self.node.operator_overdue(id) && !self.node.rest_overdue(id) {
                 self.node.tls_overdue(id);
             }
         }

@@ -42,6 +42,8 @@ pub(crate) struct Stream<X> {
     pub(super) write_ended: bool,
     pub(super) from_socket: u64,
     pub(super) to_socket: u64,
+    /// The flow broke, and its last bytes are to be taken from here on before the deadline.
+    pub(super) rest_from: Option<u64>,
     /// What the memory budget is charged for it: its state and the bytes held here.
     pub(super) held: usize,
 }
@@ -76,6 +78,8 @@ const STREAM_STATE: usize = 768 + KERNEL_SOCKET;
 const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a socket that was answered here may take to close.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long a socket may take nothing of what a broken flow has left for it.
+const REST: std::time::Duration = std::time::Duration::from_secs(60);
 
 impl<X> Stream<X> {
     /// A connected socket whose first bytes, at most `limit`, decide what becomes of it.
@@ -121,6 +125,7 @@ impl<X> Stream<X> {
             write_ended: false,
             from_socket: 0,
             to_socket: 0,
+            rest_from: None,
             held: 0,
         }
     }
@@ -348,6 +353,15 @@ impl<X, E> Node<X, E> {
         self.remove_stream(id, true, end);
     }
 
+    /// Ends a stream that took too long over the rest of a broken flow. False if that is not what its deadline is for.
+    pub(crate) fn rest_overdue(&mut self, id: StreamId) -> bool {
+        let is_resting = self.stream(id).is_some_and(|stream| stream.rest_from.is_some());
+        if is_resting {
+            self.drop_stream(id, End::FlowBroken);
+        }
+        is_resting
+    }
+
     /// Ends a stream whose flow is of no use, with a page if its visitor can be told that way.
     pub(crate) fn break_stream(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get(key(id)) else {
@@ -393,6 +407,11 @@ impl<X, E> Node<X, E> {
         };
         if view.broken && !can_receive {
             return self.break_stream(id);
+        }
+        // One that only takes bytes after it has sent its own will never take these: there is nowhere to send to.
+        if view.broken && stream.rest_from != Some(stream.to_socket) {
+            stream.rest_from = Some(stream.to_socket);
+            self.stream_deadlines.set(id, self.latest + REST);
         }
         if !stream.prefix.is_empty() && view.can_send {
             let sent = self.stack.send(flow, &stream.prefix);

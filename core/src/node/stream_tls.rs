@@ -17,7 +17,7 @@ impl<X, E> Node<X, E> {
         };
         let pumped = tls.pump(self.latest, flow, &mut self.stack);
         // The last step of a handshake comes from the flow or from the socket.
-        if !tls.is_handshaking() {
+        if !tls.is_handshaking() && stream.rest_from.is_none() {
             self.stream_deadlines.clear(id);
         }
         match pumped {

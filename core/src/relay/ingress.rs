@@ -347,7 +347,7 @@ impl Relay {
 
     /// A visitor took too long to say what it wants, or to close after it was answered.
     pub(super) fn visitor_overdue(&mut self, id: StreamId) {
-        if self.node.operator_overdue(id) || self.plain_overdue(id) {
+        if self.node.operator_overdue(id) || self.node.rest_overdue(id) || self.plain_overdue(id) {
             return;
         }
         let Some(stream) = self.node.stream(id) else {

@@ -39,6 +39,8 @@ pub(super) struct Wire {
     shift: u8,
     /// The window that the other end told last, as it stood in the packet.
     window: u16,
+    /// Up to where the other end takes bytes, as far as the socket has heard.
+    edge: u32,
     /// What the other end has acknowledged.
     acknowledged: u32,
     /// Behind the last byte that we have sent.
@@ -186,23 +188,35 @@ impl Wire {
 
     /// The acknowledgement in a packet of the other end of which a socket takes nothing else, as its bytes have all arrived
     /// before or lie beyond the window. smoltcp drops such a packet with all that it says. Its answers name the number that
-    /// it sends next, which it sets back when it sends again, and which is one too far while it probes a window that is
-    /// shut: if both ends do either at once, neither would ever hear of the other's acknowledgement.
+    /// it sends next, which it sets back when it sends again, and which is too far while a window is shut: if both ends do
+    /// either at once, neither would ever hear of the other's acknowledgement, or that its window is open again.
     ///
     /// `unread` bytes wait in the socket (an end counts as one), and `unacknowledged` have been put into it and are not
-    /// known to have arrived. The packet is as it came, not translated.
-    pub(super) fn late_news(&self, packet: &[u8], unread: u32, unacknowledged: u32) -> Option<TcpRepr<'static>> {
+    /// known to have arrived. The packet is as it came, not translated, and the socket gets it next.
+    pub(super) fn late_news(&mut self, packet: &[u8], unread: u32, unacknowledged: u32) -> Option<TcpRepr<'static>> {
         let head = Head::of(packet)?;
         let next = self.taken.wrapping_add(unread);
+        let known = self.put.wrapping_sub(unacknowledged);
         let is_plain = head.flags & (SYN | RST | ACK) == ACK;
+        if !is_plain || is_after(known, head.ack) || is_after(head.ack, self.sent) {
+            return None;
+        }
         let is_old = is_after(next, head.seq) && !is_after(head.end(), next);
         let is_dropped = is_old || !self.is_in_window(head.end());
-        let known = self.put.wrapping_sub(unacknowledged);
-        let is_news = is_after(head.ack, known) && !is_after(head.ack, self.sent);
-        (is_plain && is_dropped && is_news).then(|| TcpRepr {
+        let window = self.window_for_socket(&head);
+        let edge = head
+            .ack
+            .wrapping_add(u32::from(window) << self.remote.scale.unwrap_or(0));
+        // A window that is not used up is no news: the same acknowledgement over and over would mean that bytes are missing.
+        let opens = !is_after(self.edge, self.sent) && is_after(edge, self.edge);
+        let is_news = head.ack != known || opens;
+        if !is_dropped || is_news {
+            self.edge = edge;
+        }
+        (is_dropped && is_news).then(|| TcpRepr {
             seq_number: number(next),
             ack_number: Some(number(head.ack.wrapping_sub(self.offset))),
-            window_len: self.window_for_socket(&head),
+            window_len: window,
             ..BLANK
         })
     }
@@ -365,6 +379,7 @@ impl Wire {
         self.offset = self.put.wrapping_sub(next);
         self.shift = if self.scales() { own_shift(receive) } else { 0 };
         self.arrived = self.taken;
+        self.edge = self.put.wrapping_add(count(self.remote_window()));
         self.most_in_flight = 0;
         self.repeated = false;
         self.sample = None;

@@ -10,13 +10,17 @@ use crate::setup::{KINDS, Simulation, name, services, visitor};
 /// Something that may happen: its name, its weight, and what it does.
 type Happening = (&'static str, u64, fn(&mut Simulation));
 
-const HAPPENINGS: [Happening; 27] = [
+const HAPPENINGS: [Happening; 31] = [
     ("visit", 160, Simulation::visit),
     ("say more", 120, Simulation::say_more),
     ("half-close", 80, Simulation::half_close),
     ("visitor aborts", 30, Simulation::abort_visitor),
     ("target aborts", 30, Simulation::abort_target),
     ("change pace", 60, Simulation::change_pace),
+    ("echo", 60, Simulation::echo_in_bulk),
+    ("stop reading", 60, Simulation::stop_reading),
+    ("brim", 40, Simulation::fill_to_the_brim),
+    ("brim both ways", 40, Simulation::fill_both_to_the_brim),
     ("datagram", 80, Simulation::datagram),
     ("nonsense", 20, Simulation::talk_nonsense),
     ("moments pass", 160, Simulation::let_moments_pass),
@@ -54,11 +58,11 @@ impl Simulation {
         *self.done.entry(what).or_default() += 1;
         happen(self);
         let pause = self.random.duration(Duration::from_millis(5));
-        self.world.run(pause);
+        self.pass(pause);
         self.listen_to_events();
     }
 
-    fn visit(&mut self) {
+    pub(crate) fn visit(&mut self) {
         let agent = self.some_agent();
         let kind = self.random.index(3);
         let relay = self.world.sites[agent].relay;
@@ -157,27 +161,29 @@ impl Simulation {
 
     fn let_moments_pass(&mut self) {
         let duration = self.random.duration(Duration::from_millis(300));
-        self.world.run(duration);
+        self.pass(duration);
     }
 
     fn let_seconds_pass(&mut self) {
         let duration = self.random.duration(Duration::from_secs(15));
-        self.world.run(duration);
+        self.pass(duration);
     }
 
     fn let_minutes_pass(&mut self) {
         let duration = self.random.duration(Duration::from_secs(400));
-        self.world.run(duration);
+        self.pass(duration);
     }
 
     fn jump(&mut self) {
         let duration = self.random.duration(Duration::from_secs(60));
         self.world.jump(duration);
+        self.progress.forget();
     }
 
     fn jump_far(&mut self) {
         let duration = self.random.duration(Duration::from_secs(100_000));
         self.world.jump(duration);
+        self.progress.forget();
     }
 
     fn partition(&mut self) {
@@ -197,6 +203,7 @@ impl Simulation {
         let port = 1024 + self.random.below(60_000) as u16;
         let external = std::net::SocketAddr::from(([192, 0, 2, 100 + agent as u8], port));
         self.world.rebind(agent, external);
+        self.progress.forget();
     }
 
     fn replace_link(&mut self) {
@@ -243,7 +250,7 @@ impl Simulation {
             let relay = self.random.index(self.world.relays.len());
             self.world.relays[relay].machine.begin_shutdown(now);
             let patience = self.random.duration(Duration::from_secs(10));
-            self.world.run(patience);
+            self.pass(patience);
             self.listen_to_events();
             self.restart_this_relay(relay, Memory::Kept);
         } else {

@@ -64,8 +64,7 @@ impl Simulation {
     pub(crate) fn finish(&mut self) {
         self.heal_everything();
         self.wait_for_leases();
-        self.world.run(Duration::from_secs(800));
-        self.listen_to_events();
+        self.bring_all_over();
         self.check();
         self.world.ledger.check_quiet();
         self.end_connections();
@@ -115,6 +114,7 @@ impl Simulation {
         }
         self.apply_access();
         self.world.settle();
+        self.progress.forget();
         self.listen_to_events();
     }
 

@@ -6,6 +6,8 @@
 mod actions;
 mod attacks;
 mod checks;
+mod echo;
+mod progress;
 mod setup;
 
 use std::fmt::Display;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use portal_core::{Access, AgentEvent, Counters, Grant, Kind, Limits, RelayEvent, Service};
 use portal_sim::{Impairments, Loss, Random, TargetScript, World, agent_config, agent_key, relay_config, service};
 
+use crate::progress::Progress;
+
 /// A life under way.
 pub(crate) struct Simulation {
     pub(crate) world: World,
@@ -24,6 +26,8 @@ pub(crate) struct Simulation {
     pub(crate) serving: Vec<BTreeSet<String>>,
     /// Which public port of which relay leads to a target port now, for the kinds that have one.
     pub(crate) leased: BTreeMap<u16, (usize, u16)>,
+    /// What each connection has brought over.
+    pub(crate) progress: Progress,
     /// What was done, for [`Simulation::report`].
     pub(crate) done: BTreeMap<&'static str, u64>,
 }
@@ -71,6 +75,7 @@ impl Simulation {
             ended: vec![false; agents],
             serving: vec![BTreeSet::new(); agents],
             leased: BTreeMap::new(),
+            progress: Progress::default(),
             done: BTreeMap::new(),
             random,
         };

@@ -107,6 +107,8 @@ pub struct Host<M: Machine> {
     pending: BTreeMap<(Instant, u64), Pending>,
     number: u64,
     honoured: Option<Instant>,
+    /// When it last did something, and how much since the clock moved.
+    striven: (Option<Instant>, u32),
     batch: TransmitBatch,
 }
 
@@ -157,6 +159,7 @@ impl<M: Machine> Host<M> {
             pending: BTreeMap::new(),
             number: 0,
             honoured: None,
+            striven: (None, 0),
             batch: TransmitBatch::new(TRAIN, 65_000),
         }
     }

@@ -1,10 +1,15 @@
 //! A host's turn: sockets are read and written, the machine is drained, and its deadline is honoured.
 
 use std::fmt::Debug;
+use std::time::Instant;
 
 use portal_core::{ByteStream, Machine, SocketEvent, StreamId, UdpSocketRef};
 
 use super::{Host, Pending, Surroundings};
+
+/// Trains of datagrams that a host sends at one instant, and rounds of its sockets, fewer than these: as many bytes as
+/// no machine has room for. More would be a machine that never comes to rest.
+const MOST_TRAINS: u32 = 50_000;
 
 impl<M: Machine<Event: Debug>> Host<M> {
     /// Does all there is to do at this instant. Returns whether there was anything.
@@ -43,6 +48,7 @@ impl<M: Machine<Event: Debug>> Host<M> {
     fn drain(&mut self, around: &mut Surroundings<'_>) -> bool {
         let mut any = false;
         loop {
+            self.strive(around.now);
             let moved = self.pump(around);
             let sent = self.transmit(around);
             let acted = self.act(around);
@@ -57,6 +63,18 @@ impl<M: Machine<Event: Debug>> Host<M> {
             self.addr
         );
         any
+    }
+
+    /// Counts something that must end while the clock stands.
+    fn strive(&mut self, now: Instant) {
+        let (at, count) = &mut self.striven;
+        *count = if *at == Some(now) { *count + 1 } else { 0 };
+        *at = Some(now);
+        assert!(
+            *count < MOST_TRAINS,
+            "{}: it is busy without end at one instant",
+            self.addr
+        );
     }
 
     /// Tells the machine what the kernel has for it by now.
@@ -93,7 +111,7 @@ impl<M: Machine<Event: Debug>> Host<M> {
     }
 
     /// A dial is through. The machine may have given the socket up meanwhile; it is told all the same, as a runtime may.
-    pub(super) fn dialled(&mut self, now: std::time::Instant, stream: StreamId) {
+    pub(super) fn dialled(&mut self, now: Instant, stream: StreamId) {
         if let Some(socket) = self.sockets.get_mut(&stream) {
             socket.connected = true;
             self.work.insert(stream);
@@ -141,7 +159,7 @@ impl<M: Machine<Event: Debug>> Host<M> {
             }
         }
         let mut wrote = false;
-        while socket.write_wanted && socket.reads && !socket.is_over() && !socket.paused && !(paces && wrote) {
+        while socket.write_wanted && socket.takes() && !socket.is_over() && !socket.paused && !(paces && wrote) {
             let Some(mut stream) = self.machine.stream(now, id) else {
                 break;
             };
@@ -151,7 +169,7 @@ impl<M: Machine<Event: Debug>> Host<M> {
             }
             any = true;
         }
-        if socket.echo && socket.read_wanted && wrote {
+        if (socket.echo || socket.echoes.is_some()) && socket.read_wanted && wrote {
             self.work.insert(id);
         }
         if paces && (moved || wrote) {
@@ -166,6 +184,7 @@ impl<M: Machine<Event: Debug>> Host<M> {
         let mut any = false;
         while self.machine.poll_transmit(around.now, &mut self.batch) {
             any = true;
+            self.strive(around.now);
             let destination = self
                 .batch
                 .destination()

@@ -406,6 +406,35 @@ fn an_acknowledgement_in_a_packet_beyond_the_window_is_heard() {
     }
 }
 
+/// Both ends have bytes on their way that were lost before the windows shut: each is ahead of what the other takes, and the
+/// window of one opens. The other, whose owner may wait for just that before it reads, must hear of it.
+#[test]
+fn a_window_that_opens_is_heard_of_in_a_packet_beyond_the_window() {
+    for manners in [MODERN, ANCIENT] {
+        let mut pair = Pair::new(true, manners);
+        while pair.script.edge != pair.script.next {
+            let room = pair.script.edge.wrapping_sub(pair.script.next).min(500) as usize;
+            pair.feed(TcpControl::Psh, Some(pair.script.expected), &[7; 500][..room]);
+            pair.exchange();
+        }
+        let open = std::mem::take(&mut pair.script.window);
+        assert_eq!(pair.end.stack.send(pair.flow, &[1; 1000]), 1000);
+        assert!(!pair.packets().is_empty());
+        pair.feed(TcpControl::None, Some(pair.script.expected), &[]);
+        assert_eq!(pair.end.stack.send(pair.flow, &[2; 1000]), 1000);
+        assert!(pair.packets().is_empty(), "there is no room for it");
+        // A few bytes too far, and nothing new but the window.
+        pair.script.next = pair.script.next.wrapping_add(55);
+        pair.script.window = open;
+        for news in [1, 1] {
+            pair.feed(TcpControl::None, Some(pair.script.expected), &[]);
+            assert_eq!(pair.end.resources.counters.late_acknowledgements, news);
+        }
+        assert!(!pair.packets().is_empty(), "there is room again");
+        pair.check();
+    }
+}
+
 /// smoltcp keeps asking for a window although nothing is left to send, and after a FIN does so without end.
 #[test]
 fn an_other_end_whose_window_stays_shut_after_all_has_arrived_is_not_asked_again() {
