@@ -27,7 +27,8 @@ pub(crate) struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Mark {
     count: u64,
-    slow: bool,
+    /// It counts what has come to the other side as well.
+    either: bool,
     since: Instant,
 }
 
@@ -122,7 +123,10 @@ impl Simulation {
             if !self.is_whole(&pair) || !visitor.reads || !target.reads {
                 continue;
             }
-            let slow = !(visitor.pace.pause.is_zero() && target.pace.pause.is_zero());
+            // What is slow one way may take its time the other way too, as a window opens by steps only; and an echo
+            // reads nothing while it has much to send.
+            let paces = !(visitor.pace.pause.is_zero() && target.pace.pause.is_zero());
+            let either = paces || visitor.echoes.is_some() || target.echoes.is_some();
             for (from, to) in [(visitor, target), (target, visitor)] {
                 let Some((id, sender, receiver)) = self.sides(from, to) else {
                     continue;
@@ -130,18 +134,17 @@ impl Simulation {
                 if !is_waiting(from, sender, receiver) {
                     continue;
                 }
-                // What is slow one way may take its time the other way too: a window opens by steps only.
-                let other = if slow { got(sender) } else { 0 };
+                let other = if either { got(sender) } else { 0 };
                 let count = got(receiver) + other;
                 let before = self.progress.marks.get(&id);
-                let before = before.filter(|mark| mark.count == count && mark.slow == slow);
+                let before = before.filter(|mark| mark.count == count && mark.either == either);
                 let since = before.map_or(now, |mark| mark.since);
                 assert!(
                     now - since < PATIENCE,
                     "{id:?} has waited for {:?}: {pair:?}\n{from:?} {sender:?}\n{to:?} {receiver:?}",
                     now - since
                 );
-                marks.insert(id, Mark { count, slow, since });
+                marks.insert(id, Mark { count, either, since });
             }
         }
         self.progress.marks = marks;
