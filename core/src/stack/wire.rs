@@ -45,6 +45,10 @@ pub(super) struct Wire {
     acknowledged: u32,
     /// Behind the last byte that we have sent.
     sent: u32,
+    /// The same without what only asks whether a window has opened.
+    in_earnest: u32,
+    /// The socket believes that the window is shut: what it sends only asks.
+    shut: bool,
     /// Behind the last byte that has arrived, in order or not.
     arrived: u32,
     /// What we have acknowledged last, and the window told with it as it stood in the packet.
@@ -159,7 +163,7 @@ impl Wire {
                 self.shift = packet[option];
                 replace_byte(packet, option, ANNOUNCED_SHIFT);
             }
-            (self.put, self.sent, self.acknowledged) = (end, end, seq);
+            (self.put, self.sent, self.in_earnest, self.acknowledged) = (end, end, end, seq);
             self.told = (head.ack, head.window);
             // Of one that was sent again nobody can tell which one is answered.
             self.sample = (!self.repeated).then_some((end, now));
@@ -175,6 +179,9 @@ impl Wire {
         }
         if end == seq {
             return;
+        }
+        if !self.shut && is_after(end, self.in_earnest) {
+            self.in_earnest = end;
         }
         if is_after(end, self.sent) {
             self.sent = end;
@@ -212,6 +219,7 @@ impl Wire {
         let is_news = head.ack != known || opens;
         if !is_dropped || is_news {
             self.edge = edge;
+            self.shut = window == 0;
         }
         (is_dropped && is_news).then(|| TcpRepr {
             seq_number: number(next),
@@ -253,11 +261,13 @@ impl Wire {
         }
     }
 
-    /// The window of a packet as the socket should hear it. smoltcp goes on to probe a shut one after nothing is left to
-    /// send, in FIN-WAIT-2 without a pause; one that is open by a crack is not probed, and the first byte into it is what a
-    /// probe would be.
+    /// The window of a packet as the socket should hear it: a shut one only while there is something to send, and nothing
+    /// on its way. One that is open by a crack is not probed, and the first bytes into it are what a probe would be.
+    ///
+    /// smoltcp goes on to probe a shut one after nothing is left to send, in FIN-WAIT-2 without a pause. And when it begins
+    /// to probe it forgets to send again what is on its way, which never arrives then if it was lost.
     fn window_for_socket(&self, head: &Head) -> u16 {
-        if is_after(self.put, head.ack) {
+        if is_after(self.put, head.ack) && !is_after(self.in_earnest, head.ack) {
             head.window
         } else {
             head.window.max(1)
@@ -380,6 +390,8 @@ impl Wire {
         self.shift = if self.scales() { own_shift(receive) } else { 0 };
         self.arrived = self.taken;
         self.edge = self.put.wrapping_add(count(self.remote_window()));
+        self.in_earnest = self.put;
+        self.shut = self.window == 0;
         self.most_in_flight = 0;
         self.repeated = false;
         self.sample = None;

@@ -459,6 +459,41 @@ fn an_other_end_whose_window_stays_shut_after_all_has_arrived_is_not_asked_again
     }
 }
 
+/// What was sent is acknowledged in part, the rest is lost, and the window has shut meanwhile: smoltcp would ask when it
+/// opens, and forget that bytes are on their way.
+#[test]
+fn bytes_that_were_lost_before_the_window_shut_are_sent_again() {
+    for manners in [MODERN, ANCIENT] {
+        for last in [500, 1] {
+            let mut pair = Pair::new(true, manners);
+            let first = pair.script.expected;
+            pair.end.stack.send(pair.flow, &[1; 500]);
+            assert!(!pair.packets().is_empty());
+            pair.end.stack.send(pair.flow, &vec![2; last]);
+            assert!(!pair.packets().is_empty());
+            let open = std::mem::take(&mut pair.script.window);
+            pair.script.expected = first.wrapping_add(500);
+            pair.feed(TcpControl::None, Some(pair.script.expected), &[]);
+            let mut again = 0;
+            for second in 0..120 {
+                if second == 40 {
+                    pair.script.window = open;
+                    pair.feed(TcpControl::None, Some(pair.script.expected), &[]);
+                }
+                pair.now += Duration::from_secs(1);
+                pair.end.stack.handle_timeout(pair.now, &mut pair.end.resources);
+                for packet in pair.packets() {
+                    let repr = parse(&packet, pair.addresses().0, pair.script.address);
+                    let seq = repr.seq_number.0 as u32;
+                    again += usize::from(seq == pair.script.expected && !repr.payload.is_empty() && second >= 40);
+                }
+            }
+            assert!(again > 0, "{manners:?}: {last} bytes were sent again");
+            pair.check();
+        }
+    }
+}
+
 #[test]
 fn a_sleeper_answers_signs_of_life_without_waking_and_wakes_for_a_fin() {
     let mut pair = Pair::new(true, MODERN);
