@@ -459,6 +459,37 @@ fn an_other_end_whose_window_stays_shut_after_all_has_arrived_is_not_asked_again
     }
 }
 
+/// smoltcp takes what fits of a packet that reaches beyond the window, and its FIN as if the rest had come too.
+#[test]
+fn an_end_behind_bytes_that_do_not_fit_is_not_the_end() {
+    for manners in [MODERN, ANCIENT] {
+        let mut pair = Pair::new(true, manners);
+        let room = |pair: &Pair| pair.script.edge.wrapping_sub(pair.script.next) as usize;
+        while room(&pair) > 500 {
+            let len = (room(&pair) - 300).min(1000);
+            pair.feed(TcpControl::Psh, Some(pair.script.expected), &vec![7; len]);
+            pair.exchange();
+        }
+        let (from, fits) = (pair.script.next, room(&pair));
+        assert!(fits > 0);
+        pair.feed(TcpControl::Fin, Some(pair.script.expected), &[8; 600]);
+        assert!(
+            !pair.end.stack.view(pair.flow).unwrap().remote_fin,
+            "{fits} of 600 bytes fit"
+        );
+        let got = pair.end.read(pair.flow);
+        // The socket may have somewhat more room than a scale of 7 can say.
+        let taken = got.iter().rev().take_while(|&&byte| byte == 8).count();
+        assert!((fits..600).contains(&taken));
+        pair.packets();
+        // The rest comes again, and now it is the end.
+        pair.script.next = from.wrapping_add(taken as u32);
+        pair.feed(TcpControl::Fin, Some(pair.script.expected), &vec![9; 600 - taken]);
+        assert!(pair.end.stack.view(pair.flow).unwrap().remote_fin);
+        assert_eq!(pair.end.read(pair.flow), vec![9; 600 - taken]);
+    }
+}
+
 /// What was sent is acknowledged in part, the rest is lost, and the window has shut meanwhile: smoltcp would ask when it
 /// opens, and forget that bytes are on their way.
 #[test]
