@@ -232,7 +232,7 @@ impl Wire {
     /// Translates a packet that is for the socket, and notes what it tells.
     pub(super) fn incoming(&mut self, now: Instant, packet: &mut [u8]) {
         let Some(head) = Head::of(packet) else { return };
-        if head.flags & FIN != 0 && !self.is_in_window(head.seq.wrapping_add(head.payload)) {
+        if head.flags & (SYN | RST | FIN) == FIN && !self.is_in_window(head.seq.wrapping_add(head.payload)) {
             // smoltcp takes what fits, and the end as if the rest had come too. Both come again.
             packet[at::FLAGS] &= !FIN;
         }
