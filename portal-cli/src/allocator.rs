@@ -1,4 +1,4 @@
-//! How the allocator of the small build is told to be frugal.
+//! How the allocator is told to be frugal.
 //!
 //! A relay from which thousands of connections have gone has to be small again at once. glibc keeps what lies between
 //! the last small pieces that are in use; mimalloc gives back each page that is free, if it is told not to wait.
