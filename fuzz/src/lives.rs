@@ -33,12 +33,55 @@ struct Visit {
 const VISITORS: usize = 8;
 const HAPPENINGS: usize = 40;
 
-/// Whole-core operations. What a visitor gets back is always a prefix of what it said, invariants hold after each step, and
-/// once the network is whole and the key granted, a new visitor is served.
+/// Long enough for any agent to ask again and for any session that is dead to be known as dead.
+const SETTLED: Duration = Duration::from_secs(4 * 60);
+
+/// What relay and agent agree on in the end, whatever came between: the reference that the machines are held against.
+struct Model {
+    /// The agent's key is served.
+    granted: bool,
+    /// How many services the agent offers.
+    offered: usize,
+    /// The network loses nothing.
+    whole: bool,
+    /// How long nothing of this has changed, and nobody restarted.
+    unchanged: Duration,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self {
+            granted: true,
+            offered: 1,
+            whole: true,
+            unchanged: Duration::ZERO,
+        }
+    }
+
+    /// Something happened that they must agree on anew.
+    fn changed(&mut self) {
+        self.unchanged = Duration::ZERO;
+    }
+
+    /// How many leases there must be; none while that may be underway.
+    fn leases(&self) -> Option<usize> {
+        let settled = self.whole && self.unchanged >= SETTLED;
+        settled.then_some(if self.granted { self.offered } else { 0 })
+    }
+
+    /// Whom the relay serves never needs the network: a key without a grant has no lease at once.
+    fn at_most(&self) -> usize {
+        if self.granted { usize::MAX } else { 0 }
+    }
+}
+
+/// Whole-core operations. What a visitor gets back is always a prefix of what it said, invariants hold after each step, the
+/// leases are the model's, and once the network is whole and the key granted, a new visitor is served.
 pub fn core_ops(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let mut world = World::pair(origin(), relay_config(0), agent_config(0, 0, vec![tcp(0)]));
     let mut visits: Vec<Visit> = Vec::new();
+    let mut model = Model::new();
     let bytes = pattern(1 << 16);
     for _ in 0..HAPPENINGS {
         let Ok(happening) = input.arbitrary() else { break };
@@ -68,55 +111,99 @@ pub fn core_ops(data: &[u8]) {
                     world.visitor(visit.id).fin_to_send = true;
                 }
             }
-            Happening::Wait { millis } => world.run(Duration::from_millis(u64::from(millis))),
-            Happening::WaitLong { minutes } => world.run(Duration::from_secs(60 * u64::from(minutes % 16))),
+            Happening::Wait { millis } => wait(&mut world, &mut model, Duration::from_millis(u64::from(millis))),
+            Happening::WaitLong { minutes } => {
+                wait(&mut world, &mut model, Duration::from_secs(60 * u64::from(minutes % 16)));
+            }
             Happening::Lose { share } => {
+                model.whole = share == 0;
+                model.changed();
                 world.impair(0, |link| link.loss = Loss::Random(u32::from(share) * 3900));
             }
-            Happening::Heal => world.impair(0, |link| link.loss = Loss::Random(0)),
-            Happening::RestartAgent => world.restart_agent(0),
+            Happening::Heal => heal(&mut world, &mut model),
+            Happening::RestartAgent => {
+                model.changed();
+                world.restart_agent(0);
+            }
             Happening::RestartRelay { keeps } => {
                 let memory = if keeps { Memory::Kept } else { Memory::Lost };
                 visits.clear();
+                model.changed();
                 world.restart_relay(0, memory);
             }
-            Happening::Revoke => allow(&mut world, Access::Granted(Vec::new())),
-            Happening::Grant => allow(&mut world, Access::Granted(vec![Grant::all(agent_key(0).public_key())])),
-            Happening::Offer { names } => {
-                let services = (0..=names % 3).map(tcp).collect();
-                let now = world.now;
-                world.agents[0].machine.set_services(now, services);
-            }
+            Happening::Revoke => allow(&mut world, &mut model, Access::Granted(Vec::new())),
+            Happening::Grant => allow(
+                &mut world,
+                &mut model,
+                Access::Granted(vec![Grant::all(agent_key(0).public_key())]),
+            ),
+            Happening::Offer { names } => offer(&mut world, &mut model, names % 3 + 1),
         }
-        world.run(Duration::from_millis(1));
-        world.check_invariants();
-        for visit in &visits {
-            if let Some(socket) = world.relays[0].sockets.get(&visit.id) {
-                assert!(
-                    visit.said.starts_with(&socket.received),
-                    "an echo is a prefix of what was said"
-                );
-            }
+        wait(&mut world, &mut model, Duration::from_millis(1));
+        check(&world, &model, &visits);
+    }
+    heal(&mut world, &mut model);
+    allow(&mut world, &mut model, Access::Open);
+    offer(&mut world, &mut model, 1);
+    end_well(&mut world);
+    wait(&mut world, &mut model, SETTLED);
+    check(&world, &model, &[]);
+}
+
+fn check(world: &World, model: &Model, visits: &[Visit]) {
+    world.check_invariants();
+    for visit in visits {
+        if let Some(socket) = world.relays[0].sockets.get(&visit.id) {
+            assert!(
+                visit.said.starts_with(&socket.received),
+                "an echo is a prefix of what was said"
+            );
         }
     }
-    world.impair(0, |link| link.loss = Loss::Random(0));
-    allow(&mut world, Access::Open);
-    let now = world.now;
-    world.agents[0].machine.set_services(now, vec![tcp(0)]);
+    let leases = world.relays[0].machine.census().leases;
+    assert!(
+        leases <= model.at_most(),
+        "{leases} leases of a key that has lost its grant"
+    );
+    if let Some(expected) = model.leases() {
+        assert_eq!(leases, expected, "leases after {:?} without a change", model.unchanged);
+    }
+}
+
+/// All is well from now on: within two minutes a new visitor is served.
+fn end_well(world: &mut World) {
     for _ in 0..120 {
         world.run(Duration::from_secs(1));
-        if let Some(last) = visit(&mut world) {
+        if let Some(last) = visit(world) {
             world.say(last, b"at last");
             world.run(Duration::from_secs(5));
             let served = world.relays[0].sockets.get(&last);
             if served.is_some_and(|socket| socket.received == b"at last") {
-                world.check_invariants();
                 return;
             }
         }
     }
     world.report();
     panic!("nobody is served although all is well");
+}
+
+fn wait(world: &mut World, model: &mut Model, duration: Duration) {
+    world.run(duration);
+    model.unchanged += duration;
+}
+
+fn heal(world: &mut World, model: &mut Model) {
+    if !model.whole {
+        model.whole = true;
+        model.changed();
+    }
+    world.impair(0, |link| link.loss = Loss::Random(0));
+}
+
+fn offer(world: &mut World, model: &mut Model, count: u8) {
+    model.offered = usize::from(count);
+    model.changed();
+    world.set_services(0, (0..count).map(tcp).collect());
 }
 
 fn tcp(number: u8) -> Service {
@@ -135,7 +222,9 @@ fn visit(world: &mut World) -> Option<StreamId> {
     world.visit(port)
 }
 
-fn allow(world: &mut World, access: Access) {
+fn allow(world: &mut World, model: &mut Model, access: Access) {
+    model.granted = !matches!(&access, Access::Granted(grants) if grants.is_empty());
+    model.changed();
     world.relay_config_mut(0).access = access.clone();
     let now = world.now;
     world.relays[0].machine.set_access(now, access);
