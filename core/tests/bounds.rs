@@ -323,7 +323,8 @@ fn a_target_that_never_reads_holds_no_more_than_its_buffers() {
         world.visitor(visitor).to_send.len() > 6 << 20,
         "the visitor is held back"
     );
-    assert_eq!(world.relays[0].machine.memory_used(), used);
+    // The control channel may have fallen asleep.
+    assert!(world.relays[0].machine.memory_used() <= used);
 }
 
 /// The first refusal the agent is told.

@@ -62,7 +62,7 @@ fn a_relay_killed_and_started_again_calls_the_agents_it_knew() {
 }
 
 #[test]
-fn a_relay_that_forgot_everything_is_found_by_the_pings() {
+fn a_relay_that_forgot_everything_is_found_by_asking() {
     let mut world = World::with_service(origin(), Kind::Tcp);
     let before = world.public(0);
     world.restart_relay(0, Memory::Lost);
@@ -133,11 +133,11 @@ fn a_cut_of_a_minute_loses_no_idle_connection() {
 /// Visitors knock from the moment the network is back, as people do.
 #[track_caller]
 fn assert_served_after_a_cut(cut: Duration, within: Duration) {
-    // Whatever the timers stood at when the network went: pings are ten seconds apart.
+    // Whatever the timers stood at when the network went: an idle agent asks every 25 seconds.
     for phase in 0..20 {
         let mut world = World::with_service(origin(), Kind::Tcp);
         let before = world.public(0);
-        world.run(Duration::from_millis(5_000 + 530 * phase));
+        world.run(Duration::from_millis(5_000 + 1_290 * phase));
         world.impair(0, |link| link.partitioned = true);
         world.run(cut);
         world.impair(0, |link| link.partitioned = false);
@@ -185,6 +185,40 @@ fn an_agent_without_visitors_for_ten_minutes_answers_the_first_at_once() {
     // Three round trips of 20 ms: TCP inside the tunnel, the bytes, the end.
     assert_served(&mut world, Duration::from_millis(100));
     assert_eq!(grants(&world), 1, "it never lost its lease");
+}
+
+#[test]
+fn an_idle_agent_keeps_its_lease_with_a_question_and_an_answer_in_25_seconds() {
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    world.run(Duration::from_secs(60));
+    let (slept, handshakes, packets) = idle_figures(&world);
+    world.run(Duration::from_secs(600));
+    let (slept_later, handshakes_later, packets_later) = idle_figures(&world);
+    assert_eq!(slept_later, slept, "no question wakes the control channel");
+    // A question, its answer, and WireGuard's own word 10 s later that the answer has come.
+    let of_handshakes = 4 * (handshakes_later - handshakes);
+    assert!(
+        packets_later - packets <= 3 * 600 / 25 + of_handshakes,
+        "{packets} packets before, {packets_later} after, {of_handshakes} may be of handshakes"
+    );
+    assert_eq!(grants(&world), 1, "it never lost its lease");
+}
+
+/// Of the relay: flows that fell asleep, handshakes, and datagrams both ways.
+fn idle_figures(world: &World) -> (u64, u64, u64) {
+    let counters = world.relays[0].machine.counters();
+    let datagrams = counters.datagrams_received + counters.datagrams_sent;
+    (counters.flows_slept, counters.handshakes, datagrams)
+}
+
+#[test]
+fn a_path_that_loses_a_third_costs_no_lease() {
+    let mut world = World::with_service(origin(), Kind::Tcp);
+    world.impair(0, |link| link.loss = Loss::Random(330_000));
+    world.run(Duration::from_secs(1200));
+    assert_eq!(grants(&world), 1);
+    world.impair(0, |link| link.loss = Loss::Random(0));
+    assert_served(&mut world, Duration::from_secs(1));
 }
 
 #[test]

@@ -121,10 +121,10 @@ fn readiness_follows_the_tunnel_and_names_why_not() {
     world.run_until("the lease", |world| world.agents[0].machine.not_ready().is_none());
     for _ in 0..400 {
         world.run(Duration::from_millis(100));
-        assert_eq!(agent(&world).not_ready, None, "a ping on its way is no reason");
+        assert_eq!(agent(&world).not_ready, None, "a question on its way is no reason");
     }
     world.impair(0, |link| link.partitioned = true);
-    world.run(Duration::from_secs(20));
+    world.run(Duration::from_secs(30));
     let cut = agent(&world);
     assert!(cut.not_ready.is_some(), "{cut:?}");
     world.impair(0, |link| link.partitioned = false);

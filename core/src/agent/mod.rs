@@ -368,6 +368,7 @@ impl Owned for Agent {
             self.node.event(AgentEvent::MemoryShort { refused });
         }
         self.uplink.note_state(now);
+        self.note_work(now);
         self.node.follow_closing(now);
     }
 }

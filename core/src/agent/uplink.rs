@@ -1,7 +1,9 @@
 //! The way to the relay: its address, the tunnel, the control channel, and proof that they live.
 //!
 //! WireGuard's own timers would leave an agent unreachable for minutes after a relay restarts. So the agent proves the
-//! path itself: it pings inside the tunnel, and what is not answered in time starts a handshake, then a new channel.
+//! path itself: when it has heard nothing on the control channel for a while it asks for a sign of life, and what is not
+//! answered in time starts a handshake, then a new channel. The question is TCP's own (RFC 9293, section 3.8.4): a relay
+//! that knows the channel answers it without waking it, and one that has forgotten it resets it.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -36,6 +38,8 @@ pub(super) struct Uplink {
     refusal: Option<String>,
     /// The state in one word, and since when it is that.
     shown: (&'static str, Instant),
+    /// Visitors are connected.
+    at_work: bool,
 }
 
 #[derive(Debug)]
@@ -46,11 +50,13 @@ enum State {
     Calling,
     /// The control channel is being opened, or was and its hello is not answered.
     Greeting { channel: Channel, hello_sent: bool },
-    /// Services are leased. `unanswered` pings are out.
+    /// Services are leased. The relay was last `heard` on the channel then, and has been asked so often since.
     Serving {
         channel: Channel,
-        pings: u64,
+        heard: Instant,
         unanswered: u32,
+        /// The longest silence before the relay is asked.
+        patience: Duration,
     },
     /// The relay or the channel failed: tried again later.
     Waiting,
@@ -71,12 +77,20 @@ const EAGER_FOR: Duration = Duration::from_secs(120);
 const CALLS_UNTIL_REPORT: u32 = 4;
 /// How long the channel may take to open and be greeted.
 const GREETING_DEADLINE: Duration = Duration::from_secs(5);
-/// A third of the life of a lease.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a pong may take before the tunnel is suspected.
-const PONG_DEADLINE: Duration = Duration::from_secs(3);
-/// Unanswered pings after which the channel is given up. A handshake goes out with each.
-const PINGS_UNTIL_DOWN: u32 = 4;
+/// The longest silence of a relay while visitors are connected.
+const SILENCE_AT_WORK: Duration = Duration::from_secs(10);
+/// The same while nobody is. NATs remember a mapping for longer, by WireGuard's experience.
+const SILENCE_IDLE: Duration = Duration::from_secs(25);
+/// The same at a relay whose leases are short.
+const SILENCE_SHORTEST: Duration = Duration::from_secs(3);
+/// How many silences are shorter than the life of a lease.
+const SILENCES_PER_LEASE: u32 = 3;
+/// What is not answered is asked again as TCP sends again: after this time, then twice, four and eight times as long.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// Unanswered questions after which the tunnel is suspected, three seconds after the first: another handshake goes out.
+const QUESTIONS_UNTIL_DOUBT: u32 = 4;
+/// Unanswered questions after which the channel is given up.
+const QUESTIONS_UNTIL_DOWN: u32 = 4 * QUESTIONS_UNTIL_DOUBT;
 /// How long a refused agent waits before it asks again: a grant is all it takes.
 const REFUSED_RETRY: Duration = Duration::from_secs(3);
 /// The same for a single service.
@@ -103,6 +117,7 @@ impl Uplink {
             register_again: None,
             refusal: None,
             shown: ("resolving", now),
+            at_work: false,
         }
     }
 
@@ -119,10 +134,10 @@ impl Uplink {
         }
     }
 
-    /// Why the channel carries nothing, if it does not. A ping that is out and in time is no reason.
+    /// Why the channel carries nothing, if it does not. A question that is out and in time is no reason.
     pub(super) fn not_ready(&self) -> Option<String> {
         Some(match (&self.state, &self.refusal) {
-            (State::Serving { unanswered, .. }, _) if *unanswered <= 1 => return None,
+            (State::Serving { unanswered, .. }, _) if *unanswered <= QUESTIONS_UNTIL_DOUBT => return None,
             (State::Serving { .. }, _) => "the relay does not answer in time".into(),
             (State::Closed, _) => "the agent is shutting down".into(),
             (_, Some(refusal)) => format!("the relay refuses this agent: {refusal}"),
@@ -149,7 +164,7 @@ impl Uplink {
             State::Resolving => "relay's address",
             State::Calling => "call to the relay",
             State::Greeting { .. } => "relay's greeting",
-            State::Serving { .. } => "ping",
+            State::Serving { .. } => "sign of life",
             State::Waiting => "next try",
             State::Closed => return None,
         };
@@ -176,6 +191,15 @@ impl Uplink {
 }
 
 impl Agent {
+    /// Takes note of whether visitors are connected: there are flows beside the control channel, or associations.
+    pub(super) fn note_work(&mut self, now: Instant) {
+        let at_work = self.node.stack.flow_count() > 1 || self.associations.len() > 0;
+        let begins = at_work && !std::mem::replace(&mut self.uplink.at_work, at_work);
+        if begins && matches!(self.uplink.state, State::Serving { unanswered: 0, .. }) {
+            self.uplink.due = self.uplink.due.min(now + SILENCE_AT_WORK);
+        }
+    }
+
     /// Does what the uplink waits for, if it is due.
     pub(super) fn uplink_due(&mut self, now: Instant) {
         if self.uplink.register_again.is_some_and(|again| again <= now) {
@@ -194,17 +218,17 @@ impl Agent {
                 self.uplink.in_doubt = true;
                 self.channel_lost(now, "the relay does not answer on the control channel");
             }
-            State::Serving { unanswered, .. } if *unanswered >= PINGS_UNTIL_DOWN => {
+            State::Serving { unanswered, .. } if *unanswered >= QUESTIONS_UNTIL_DOWN => {
                 self.uplink.in_doubt = true;
                 self.channel_lost(now, "the relay has stopped answering");
             }
             State::Serving { unanswered, .. } => {
-                if *unanswered > 0 {
+                if *unanswered > 0 && unanswered.is_multiple_of(QUESTIONS_UNTIL_DOUBT) {
                     // The path is in doubt: the relay may have restarted, or moved.
                     self.node.wg.call(now, self.relay, true);
                     self.resolve();
                 }
-                self.ping(now);
+                self.ask(now);
             }
             State::Waiting => self.begin(now),
             State::Closed => {}
@@ -247,8 +271,10 @@ impl Agent {
         }
         match event {
             WgEvent::Up(_) if matches!(self.uplink.state, State::Calling) => self.open_channel(now),
-            // The relay called: it may have restarted. A ping finds out at once whether it still knows us.
-            WgEvent::Called(_) if matches!(self.uplink.state, State::Serving { .. }) => self.ping(now),
+            // The question before went into the dark.
+            WgEvent::Up(_) => self.ask_again(now),
+            // The relay called: it may have restarted. Asking finds out at once whether it still knows us.
+            WgEvent::Called(_) if matches!(self.uplink.state, State::Serving { .. }) => self.ask(now),
             WgEvent::Called(_) if matches!(self.uplink.state, State::Waiting) => self.begin(now),
             _ => {}
         }
@@ -293,6 +319,22 @@ impl Agent {
                 }
             }
         }
+        if let State::Serving {
+            heard,
+            unanswered,
+            patience,
+            ..
+        } = &mut self.uplink.state
+            && view.heard > *heard
+        {
+            (*heard, *unanswered) = (view.heard, 0);
+            let silence = if self.uplink.at_work {
+                SILENCE_AT_WORK
+            } else {
+                *patience
+            };
+            self.uplink.due = view.heard + silence.min(*patience);
+        }
         if view.broken {
             self.channel_lost(now, "the relay has reset the control channel: it may have restarted");
         } else if view.remote_fin {
@@ -315,7 +357,9 @@ impl Agent {
 
     fn message(&mut self, now: Instant, message: ToAgent) {
         match message {
-            ToAgent::Welcome { relay, instance, .. } => self.welcome(now, relay, instance),
+            ToAgent::Welcome {
+                relay, instance, ttl_s, ..
+            } => self.welcome(now, relay, instance, Duration::from_secs(ttl_s.into())),
             ToAgent::Granted {
                 id,
                 lease,
@@ -347,14 +391,6 @@ impl Agent {
                 let service = service.id.clone();
                 self.node.event(AgentEvent::Revoked { service, message });
             }
-            ToAgent::Pong { n } => {
-                if let State::Serving { pings, unanswered, .. } = &mut self.uplink.state
-                    && n == *pings
-                {
-                    *unanswered = 0;
-                    self.uplink.due = now + PING_INTERVAL;
-                }
-            }
             ToAgent::Goaway {
                 reason,
                 code: Some(code),
@@ -374,22 +410,24 @@ impl Agent {
         }
     }
 
-    fn welcome(&mut self, now: Instant, relay: String, instance: u64) {
+    fn welcome(&mut self, now: Instant, relay: String, instance: u64, lease: Duration) {
         let state = std::mem::replace(&mut self.uplink.state, State::Waiting);
         let State::Greeting { channel, .. } = state else {
             self.uplink.state = state;
             return;
         };
         let flow = channel.flow;
+        let patience = (lease / SILENCES_PER_LEASE).clamp(SILENCE_SHORTEST, SILENCE_IDLE);
         self.uplink.state = State::Serving {
             channel,
-            pings: 0,
+            heard: now,
             unanswered: 0,
+            patience,
         };
+        self.uplink.due = now + patience;
         self.uplink.failures = 0;
         self.uplink.refusal = None;
         self.uplink.reported = 0;
-        self.uplink.due = now + PING_INTERVAL;
         if self
             .uplink
             .relay_instance
@@ -512,15 +550,25 @@ impl Agent {
         }
     }
 
-    fn ping(&mut self, now: Instant) {
-        let State::Serving { pings, unanswered, .. } = &mut self.uplink.state else {
-            return;
-        };
-        *pings += 1;
-        *unanswered += 1;
-        let n = *pings;
-        self.uplink.due = now + PONG_DEADLINE;
-        self.send(&ToRelay::Ping { n });
+    /// Asks the relay for a sign of life on the control channel.
+    fn ask(&mut self, now: Instant) {
+        if let State::Serving { unanswered, .. } = &mut self.uplink.state {
+            self.uplink.due = now + ASK_AGAIN * (1 << (*unanswered % QUESTIONS_UNTIL_DOUBT));
+            *unanswered += 1;
+            self.ask_again(now);
+        }
+    }
+
+    /// The same once more, if an answer is waited for.
+    fn ask_again(&mut self, now: Instant) {
+        if let State::Serving {
+            channel,
+            unanswered: 1..,
+            ..
+        } = &self.uplink.state
+        {
+            self.node.stack.ask(now, channel.flow);
+        }
     }
 
     /// The control channel is of no use any more. Flows live on: if it was only the path, they go on later.
@@ -565,7 +613,7 @@ impl Agent {
 
     pub(super) fn send(&mut self, message: &ToRelay) {
         if let Some(channel) = self.uplink.channel_mut() {
-            // A relay that does not read stops answering pings, which ends the channel.
+            // What a relay does not read it does not acknowledge, which ends the channel.
             let _ = channel.send(&mut self.node.stack, &mut self.node.resources.budget, message);
         }
     }

@@ -126,8 +126,6 @@ pub(crate) enum ToRelay {
     },
     /// Gives a lease back.
     Unregister { lease: u64 },
-    /// Keeps the leases, and proves the path.
-    Ping { n: u64 },
     /// The agent ends.
     Goaway {
         #[serde(default)]
@@ -151,6 +149,7 @@ pub(crate) enum ToAgent {
         domain: String,
         #[serde(default)]
         caps: Vec<String>,
+        /// How long leases live while nothing is heard on the channel.
         ttl_s: u32,
         #[serde(default)]
         instance: u64,
@@ -174,8 +173,6 @@ pub(crate) enum ToAgent {
         code: RefusalCode,
         message: String,
     },
-    /// Answers a ping.
-    Pong { n: u64 },
     /// The relay ends the channel. With a code: the whole key is refused.
     Goaway {
         #[serde(default)]

@@ -50,8 +50,8 @@ struct Process {
     next_service_port: u16,
 }
 
-/// How long leases live without a ping.
-const LEASE_TTL: Duration = Duration::from_secs(30);
+/// How long leases live while nothing is heard on their channel.
+const LEASE_TTL: Duration = Duration::from_secs(75);
 /// How long a channel may exist before its hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// Channels that one peer may have open: the one in use, and its successor after the path broke.
@@ -173,6 +173,7 @@ impl Relay {
         match self.node.stack.view(flow) {
             Some(view) if view.broken => self.end_channel(flow, true, "its connection broke"),
             Some(view) if view.remote_fin => self.end_channel(flow, false, "it closed the channel"),
+            Some(view) if self.is_greeted(flow) => self.sessions.deadlines.set(flow, view.heard + LEASE_TTL),
             _ => {}
         }
     }
@@ -228,14 +229,6 @@ impl Relay {
     }
 
     fn message(&mut self, now: Instant, flow: FlowId, message: ToRelay) {
-        let greeted = self
-            .sessions
-            .channels
-            .get(&flow)
-            .is_some_and(|conversation| conversation.session.is_some());
-        if greeted {
-            self.sessions.deadlines.set(flow, now + LEASE_TTL);
-        }
         match message {
             ToRelay::Hello {
                 version,
@@ -254,7 +247,7 @@ impl Relay {
                     },
                 );
             }
-            _ if !greeted => {
+            _ if !self.is_greeted(flow) => {
                 self.node.resources.counters.drop_control_frame += 1;
                 self.end_channel(flow, true, "it did not say hello first");
             }
@@ -279,8 +272,12 @@ impl Relay {
                     self.drop_lease(id);
                 }
             }
-            ToRelay::Ping { n } => self.send(flow, &ToAgent::Pong { n }),
         }
+    }
+
+    fn is_greeted(&self, flow: FlowId) -> bool {
+        let conversation = self.sessions.channels.get(&flow);
+        conversation.is_some_and(|conversation| conversation.session.is_some())
     }
 
     fn hello(&mut self, now: Instant, flow: FlowId, version: u32, agent: String, instance: u64) {

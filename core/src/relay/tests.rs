@@ -261,7 +261,7 @@ fn a_control_frame_bomb_costs_its_channel_and_nothing_else() {
         ("long frames without a greeting", longest.repeat(100)),
         (
             "questions whose answers are not read",
-            [&hello[..], &frame(br#"{"type":"ping","n":1}"#).repeat(100_000)].concat(),
+            [&hello[..], &frame(br#"{"type":"unheard of"}"#).repeat(100_000)].concat(),
         ),
     ];
     for (what, bytes) in bombs {

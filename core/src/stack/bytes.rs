@@ -19,6 +19,7 @@ impl Stack {
             can_receive: flow.can_receive(),
             remote_fin: flow.seen.remote_fin,
             broken: flow.seen.aborted || closed && !(flow.seen.remote_fin && flow.seen.local_fin),
+            heard: flow.heard,
         })
     }
 

@@ -84,6 +84,8 @@ pub(crate) struct FlowView {
     pub(crate) remote_fin: bool,
     /// The connection ended without both FINs: reset, timed out, or refused.
     pub(crate) broken: bool,
+    /// When a packet of it last came from the other end.
+    pub(crate) heard: Instant,
 }
 
 /// Why a flow could not be opened.

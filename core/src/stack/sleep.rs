@@ -1,8 +1,8 @@
 //! Flows without a socket: those that were silent for a while.
 //!
 //! A quiet flow needs no socket and no buffers; what its wire is like is enough to give it others. While it sleeps, signs
-//! of life are answered and asked for here, at the times at which smoltcp would. Anything else wakes it: a packet of the
-//! other end, or something to send.
+//! of life are answered and asked for here, at the times at which smoltcp would, and when its owner wants one. Anything
+//! else wakes it: a packet of the other end, or something to send.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use super::flow::Flow;
 use super::house::{Builder, DEAD_SECONDS, HOUSE_STATE, House, KEEP_ALIVE_SECONDS};
 use super::need::silence;
 use super::wire::{self, Way};
-use super::{FlowId, Stack};
+use super::{FlowId, Owner, Stack};
 use crate::budget::{BufferClass, Buffers};
 use crate::resources::Resources;
 
@@ -110,6 +110,23 @@ impl Stack {
         !self.next.is_empty()
     }
 
+    /// Asks the other end for a sign of life: an acknowledgement, or a reset if it does not know the connection. The owner
+    /// sees it in [`FlowView::heard`](super::FlowView::heard). Bytes that are on their way ask by themselves.
+    pub(crate) fn ask(&mut self, now: Instant, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(id.0) else {
+            return;
+        };
+        if !flow.seen.established || flow.seen.is_ending() || flow.wire.in_flight() > 0 {
+            return;
+        }
+        flow.asked = now;
+        let question = flow.wire.keep_alive(flow.wire.promised());
+        let (own, key, peer) = (self.address, flow.key, flow.peer);
+        self.reply
+            .put(|room| wire::write(room, own, &key, Way::Out, question).len());
+        self.push_reply(peer);
+    }
+
     /// A packet for a sleeping flow. Returns whether it is dealt with; if not, the flow is awake.
     pub(super) fn ingress_asleep(
         &mut self,
@@ -125,6 +142,7 @@ impl Stack {
             return true;
         }
         let peer = flow.peer;
+        let flow_is_channel = flow.owner == Owner::Channel;
         if let Some(asks) = flow.wire.is_mere_sign_of_life(packet) {
             flow.heard = now;
             flow.wire.incoming(now, packet);
@@ -135,6 +153,9 @@ impl Stack {
                 self.reply
                     .put(|room| wire::write(room, own, &key, Way::Out, answer).len());
                 self.push_reply(peer);
+            }
+            if flow_is_channel {
+                self.touch(id);
             }
             return true;
         }
