@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::load::{Direction, transfer};
+use crate::network;
 use crate::portal::Build;
 use crate::process::{Launch, Process, mib, port};
 use crate::worker::{Crowd, Server, Service};
@@ -23,13 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(900);
 /// The guest's address, and the host's with it, by the guest's own init.
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 const HOST: &str = "10.0.2.2/24";
-/// Hidden first argument.
-const INSIDE: &str = ":guest";
-
-/// Whether this process is to measure in the namespace that it is in.
-pub(crate) fn is_inside(args: &[String]) -> bool {
-    args.first().is_some_and(|first| first == INSIDE)
-}
+/// What [`serve`] is called on the command line.
+pub(crate) const NAME: &str = "guest";
 
 /// Runs it, in a network namespace that ends with it: qemu's network without one bears no thousand connections. Where no
 /// guest can be made it is skipped, with the reason.
@@ -38,9 +34,7 @@ pub(crate) fn serve(builds: &[String]) -> io::Result<bool> {
         println!("no relay is tried in a guest: {error}\n");
         return Ok(true);
     }
-    let mut inside = Command::new("unshare");
-    inside.args(["--net", "--"]).arg(std::env::current_exe()?).arg(INSIDE);
-    Ok(inside.args(builds).status()?.success())
+    network::run_inside(&[&[NAME.to_owned()], builds].concat())
 }
 
 /// The part inside.
@@ -51,7 +45,7 @@ pub(crate) fn network() -> io::Result<()> {
         &format!("addr add {HOST} dev tap0"),
         "link set tap0 up",
     ] {
-        output(Command::new("ip").args(step.split(' ')))?;
+        network::ip(&step.split(' ').collect::<Vec<_>>())?;
     }
     Ok(())
 }

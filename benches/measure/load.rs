@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::target::{request, visit};
 
 /// Longer than anything here takes where it works at all.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,13 +2,19 @@
 //!
 //! `measure idle|connections|peers|ceiling|guest|speed|all BINARY...` runs relay and agent of each build as processes of their
 //! own, on loopback, and prints Markdown. Memory is that of the processes, the kernel's own for their sockets not counted.
-//! `connections=5000` is one of its two counts alone. A binary can come with variables for its environment: `portal@MALLOC_ARENA_MAX=1`.
+//! `connections=5000` is one of its two counts alone. `compare=DIRECTORY` is `speed` with other tunnels beside the builds, whose
+//! programs are in the directory, and `distance=DIRECTORY` has delay and loss between the ends; both need root for a network of
+//! their own. A binary can come with variables for its environment: `portal@MALLOC_ARENA_MAX=1`.
 
 mod ceiling;
 mod connections;
+mod distance;
 mod figures;
 mod guest;
 mod load;
+mod network;
+mod others;
+mod path;
 mod peers;
 mod portal;
 mod process;
@@ -18,13 +24,16 @@ mod tunnel;
 mod worker;
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use portal::Build;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tunnel::Peer;
 
-const USAGE: &str = "usage: measure idle|connections[=COUNT]|peers|ceiling|guest|speed|all BINARY[@NAME=VALUE...]...";
+const USAGE: &str = "usage: measure idle|connections[=COUNT]|peers|ceiling|guest|speed|all \
+                     BINARY[@NAME=VALUE...]..., or measure compare=DIRECTORY|distance=DIRECTORY \
+                     BINARY[@NAME=VALUE...]...";
 
 /// How often each build is run where speed is compared.
 const RUNS: usize = 5;
@@ -49,7 +58,7 @@ fn main() -> ExitCode {
 
 /// Whether everything held that must hold.
 fn run(args: &[String]) -> io::Result<bool> {
-    let inside = guest::is_inside(args);
+    let (args, inside) = network::inside(args);
     let Some((what, binaries)) = args.split_first().filter(|(_, binaries)| !binaries.is_empty()) else {
         return Err(io::Error::other(USAGE));
     };
@@ -61,11 +70,27 @@ fn run(args: &[String]) -> io::Result<bool> {
         .worker_threads(2)
         .enable_all()
         .build()?;
+    if let Some((what @ ("compare" | "distance"), directory)) = what.split_once('=') {
+        if !inside {
+            return network::run_inside(args);
+        }
+        network::ip(&["link", "set", "lo", "up"])?;
+        let others = others::all(Path::new(directory));
+        let builds = builds.iter().map(|build| build as &dyn Peer);
+        let mut peers: Vec<&dyn Peer> = builds.chain(others.iter().map(AsRef::as_ref)).collect();
+        if what == "compare" {
+            println!("{}", runtime.block_on(speed::compare(&peers, RUNS))?);
+        } else {
+            peers.retain(|peer| peer.goes_far());
+            runtime.block_on(distance::over_distance(&peers))?;
+        }
+        return Ok(true);
+    }
     let (what, count) = match what.split_once('=') {
         Some((what, count)) => (what, Some(count.parse().map_err(io::Error::other)?)),
         None => (what.as_str(), None),
     };
-    if inside {
+    if inside && what == guest::NAME {
         guest::network()?;
         let mut held = true;
         for build in &builds {
@@ -99,7 +124,7 @@ fn run(args: &[String]) -> io::Result<bool> {
             held &= runtime.block_on(ceiling::hold(build))?;
         }
     }
-    if chosen("guest") {
+    if chosen(guest::NAME) {
         held &= guest::serve(binaries)?;
     }
     if known { Ok(held) } else { Err(io::Error::other(USAGE)) }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// What it takes to start a program.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Launch {
@@ -48,14 +50,14 @@ impl Launch {
     }
 }
 
-/// A running program. It is killed when this is dropped.
+/// A running program. It is killed when this is dropped, and those that it has started with it.
 pub(crate) struct Process {
-    program: PathBuf,
+    launch: Launch,
     child: Child,
     home: tempfile::TempDir,
 }
 
-/// What a process uses.
+/// What a process uses, with those that it has started and that run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
     /// Resident memory in bytes.
@@ -75,10 +77,28 @@ impl Process {
         let home = tempfile::tempdir()?;
         let child = spawn(launch, home.path())?;
         Ok(Self {
-            program: launch.program.clone(),
+            launch: launch.clone(),
             child,
             home,
         })
+    }
+
+    /// Kills it, and starts it again as it was.
+    pub(crate) fn restart(&mut self) -> io::Result<()> {
+        self.kill();
+        self.child = spawn(&self.launch, self.home.path())?;
+        Ok(())
+    }
+
+    fn kill(&mut self) {
+        // Its children first: they would belong to nobody.
+        for process in descendants(self.child.id()) {
+            if let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// Waits for the first line of its output.
@@ -105,7 +125,7 @@ impl Process {
             }
             let ended = !self.is_running();
             if ended || start.elapsed() > PATIENCE {
-                let program = self.program.display();
+                let program = self.launch.program.display();
                 let how = if ended { "ended" } else { "does not come" };
                 return Err(io::Error::other(format!(
                     "{program}: no {what}, it {how}: {}",
@@ -116,30 +136,22 @@ impl Process {
         }
     }
 
-    fn log(&self) -> String {
+    /// What it has written to its log.
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
     }
 
     pub(crate) fn usage(&self) -> io::Result<Usage> {
-        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let status = fs::read_to_string(process.join("status"))?;
-        let field = |name: &str| -> u64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-            kib.unwrap_or(0) * 1024
-        };
-        let stat = fs::read_to_string(process.join("stat"))?;
-        // Behind the name, which may hold anything: fields 14 and 15 of all are the 12th and 13th from there.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-        let ticks: f64 = fields[11..13]
-            .iter()
-            .filter_map(|ticks| ticks.parse::<f64>().ok())
-            .sum();
-        Ok(Usage {
-            resident: field("VmRSS:"),
-            anonymous: field("RssAnon:"),
-            cpu: ticks / rustix::param::clock_ticks_per_second() as f64,
-        })
+        let mut sum = usage_of(self.child.id())?;
+        for process in descendants(self.child.id()) {
+            // It may have ended.
+            if let Ok(usage) = usage_of(process) {
+                sum.resident += usage.resident;
+                sum.anonymous += usage.anonymous;
+                sum.cpu += usage.cpu;
+            }
+        }
+        Ok(sum)
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -149,9 +161,58 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
+}
+
+fn usage_of(process: u32) -> io::Result<Usage> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let field = |name: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
+    };
+    let ticks: f64 = stat(process)?[11..13]
+        .iter()
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum();
+    Ok(Usage {
+        resident: field("VmRSS:"),
+        anonymous: field("RssAnon:"),
+        cpu: ticks / rustix::param::clock_ticks_per_second() as f64,
+    })
+}
+
+/// The fields of /proc/PID/stat behind the name, which may hold anything: the third of all is the first here.
+fn stat(process: u32) -> io::Result<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let fields = text.rsplit(')').next().unwrap_or("").split_whitespace();
+    let fields: Vec<String> = fields.map(str::to_owned).collect();
+    if fields.len() < 13 {
+        return Err(io::Error::other("a line of another kind in /proc"));
+    }
+    Ok(fields)
+}
+
+/// Those that a process has started, and those that they have.
+fn descendants(process: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let parents: Vec<(u32, u32)> = processes
+        .filter_map(|process| Some((process, stat(process).ok()?[1].parse().ok()?)))
+        .collect();
+    let mut found = vec![process];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, of)| *of == parent)
+                .map(|(process, _)| process),
+        );
+        next += 1;
+    }
+    found.split_off(1)
 }
 
 /// Its output and log are files, so that it never waits for a reader.

@@ -1,13 +1,17 @@
-//! Tunnels side by side: bulk, new connections, small requests, processor time. One after the other, several times over,
-//! so that a busy moment of the machine does not fall on one alone.
+//! Tunnels side by side: bulk, new connections, small requests, processor time, memory, and the death of a relay. One after
+//! the other, several times over, so that a busy moment of the machine does not fall on one alone.
 
 use std::io;
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep, timeout};
 
 use crate::figures::{Kind, Run, Subject, table};
 use crate::load::{Direction, bulk, kept_alive, new_connections};
-use crate::process::busy;
+use crate::process::{busy, settle};
+use crate::target::{request, visit};
 use crate::tunnel::{Peer, Tunnel};
-use crate::worker::Service;
+use crate::worker::{Crowd, Service};
 
 /// The least of bytes that a transfer moves, and about how long it is to take.
 const BULK: usize = 16 << 20;
@@ -18,8 +22,16 @@ const CONNECTIONS: usize = 4_000;
 const ONE_BY_ONE: usize = 400;
 const AT_ONCE: usize = 32;
 const REQUESTS: usize = 40_000;
+/// Idle connections that a relay's memory is looked at with.
+const IDLE: [usize; 2] = [1_000, 5_000];
+/// Who takes longer for one connection is spared thousands of them, in microseconds.
+const SLOW: f64 = 20_000.0;
+/// What moves less, in Mbit/s, moves little in all.
+const SLUGGISH: f64 = 100.0;
+/// How long a tunnel may take to serve again once its relay has been killed and started again.
+const COMES_BACK: Duration = Duration::from_secs(30);
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 16] = [
     kind("1 stream down, Mbit/s", 0),
     kind("1 stream up", 0),
     kind("8 streams down", 0),
@@ -32,6 +44,10 @@ const KINDS: [Kind; 12] = [
     kind("kept-alive requests a second, 32 connections", 0),
     kind("their p50, µs", 0),
     kind("p99, µs", 0),
+    kind("relay RSS idle, MiB", 1),
+    kind("with 1,000 idle connections", 1),
+    kind("with 5,000", 1),
+    kind("serves again after its relay was killed, s", 2),
 ];
 
 const fn kind(title: &'static str, digits: usize) -> Kind {
@@ -50,7 +66,14 @@ pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> io::Result<Stri
     let before = busy();
     for run in 0..runs {
         for (peer, subject) in peers.iter().zip(&mut subjects) {
-            subject.runs.push(once(*peer).await);
+            let mut cells = once(*peer).await;
+            // It hardly differs from run to run.
+            if subject.runs.is_empty()
+                && let Err(error) = at_rest(*peer, &mut cells).await
+            {
+                eprintln!("{}, at rest: {error}", peer.name());
+            }
+            subject.runs.push(cells);
             eprintln!("run {} of {runs}: {} done, load {}", run + 1, subject.name, busy());
         }
     }
@@ -75,9 +98,11 @@ async fn once(peer: &dyn Peer) -> Run {
 async fn in_bulk(peer: &dyn Peer, run: &mut Run) -> io::Result<()> {
     let tunnel = Tunnel::start(peer, Service::Bulk)?;
     // The first ones open buffers and windows, and tell how much can be asked.
-    bulk(tunnel.addr, BULK / 16, 1, Direction::Down).await?;
-    let rate = bulk(tunnel.addr, BULK, 1, Direction::Down).await?;
-    let bytes = ((rate * 1e6 / 8.0 * BULK_SECONDS) as usize).clamp(BULK / 4, MOST_BULK);
+    let mut rate = bulk(tunnel.addr, BULK / 16, 1, Direction::Down).await?;
+    if rate > SLUGGISH {
+        rate = bulk(tunnel.addr, BULK, 1, Direction::Down).await?;
+    }
+    let bytes = ((rate * 1e6 / 8.0 * BULK_SECONDS) as usize).clamp(BULK / 16, MOST_BULK);
     let before = tunnel.cpu()?;
     run[0] = Some(bulk(tunnel.addr, bytes, 1, Direction::Down).await?);
     run[1] = Some(bulk(tunnel.addr, bytes, 1, Direction::Up).await?);
@@ -95,5 +120,35 @@ async fn in_small(peer: &dyn Peer, run: &mut Run) -> io::Result<()> {
     run[8] = Some(new_connections(tunnel.addr, ONE_BY_ONE, 1).await?.p50);
     let rate = kept_alive(tunnel.addr, AT_ONCE, REQUESTS).await?;
     run[9..12].copy_from_slice(&[Some(rate.per_second), Some(rate.p50), Some(rate.p99)]);
+    Ok(())
+}
+
+/// Memory, and what a killed relay costs.
+async fn at_rest(peer: &dyn Peer, run: &mut Run) -> io::Result<()> {
+    let mut tunnel = Tunnel::start(peer, Service::Echo)?;
+    let resident = |tunnel: &Tunnel| -> io::Result<Option<f64>> {
+        let usage = settle(&tunnel.ends.relay, Duration::from_secs(10))?;
+        Ok(Some(usage.resident as f64 / (1 << 20) as f64))
+    };
+    run[12] = resident(&tunnel)?;
+    if run[8].is_some_and(|micros| micros < SLOW) {
+        let mut crowd = Crowd::new(tunnel.addr);
+        for (cell, count) in (13..).zip(IDLE) {
+            crowd.grow_to(count)?;
+            run[cell] = resident(&tunnel)?;
+        }
+    }
+    if peer.restarts() {
+        let start = Instant::now();
+        tunnel.ends.relay.restart()?;
+        while start.elapsed() < COMES_BACK {
+            let asked = async { request(&mut visit(tunnel.addr, 0).await?).await };
+            if let Ok(Ok(())) = timeout(Duration::from_secs(2), asked).await {
+                run[15] = Some(start.elapsed().as_secs_f64());
+                break;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
     Ok(())
 }

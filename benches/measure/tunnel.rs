@@ -26,6 +26,14 @@ pub(crate) trait Peer {
     fn place(&self) -> Place<'_> {
         Place::default()
     }
+    /// Whether it can run in any place that it is given.
+    fn goes_far(&self) -> bool {
+        false
+    }
+    /// Whether its relay can be killed and started again by itself.
+    fn restarts(&self) -> bool {
+        true
+    }
 }
 
 /// The running ends of a tunnel.
@@ -74,6 +82,10 @@ impl Tunnel {
 impl Peer for Build {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn goes_far(&self) -> bool {
+        true
     }
 
     fn start(&self, service: u16, place: Place<'_>) -> io::Result<Ends> {

@@ -5,7 +5,10 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use std::time::Duration;
+
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::target::{self, request, visit};
 
@@ -136,6 +139,8 @@ impl Crowd {
     }
 }
 
+/// How long a visitor waits for his answer.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Hidden first arguments.
 const SERVE: &str = ":serve";
 const VISIT: &str = ":visit";
@@ -196,9 +201,12 @@ fn visitors(runtime: &tokio::runtime::Runtime, addr: SocketAddr, first: usize) -
 
 async fn open(addr: SocketAddr, first: usize, count: usize, visitors: &mut Vec<TcpStream>) -> io::Result<()> {
     for _ in 0..count {
-        let mut visitor = visit(addr, first + visitors.len()).await?;
-        request(&mut visitor).await?;
-        visitors.push(visitor);
+        let visitor = timeout(PATIENCE, async {
+            let mut visitor = visit(addr, first + visitors.len()).await?;
+            request(&mut visitor).await?;
+            Ok::<_, io::Error>(visitor)
+        });
+        visitors.push(visitor.await??);
     }
     Ok(())
 }
