@@ -35,7 +35,7 @@ const USAGE: &str = "usage: measure idle|connections[=COUNT]|peers|ceiling|guest
                      BINARY[@NAME=VALUE...]..., or measure compare=DIRECTORY|distance=DIRECTORY \
                      BINARY[@NAME=VALUE...]...";
 
-/// How often each build is run where speed is compared.
+/// How often each build is run where speed is compared, unless `PORTAL_RUNS` says otherwise.
 const RUNS: usize = 5;
 
 fn main() -> ExitCode {
@@ -66,6 +66,10 @@ fn run(args: &[String]) -> io::Result<bool> {
         .iter()
         .map(|binary| Build::new(binary))
         .collect::<io::Result<_>>()?;
+    let runs = match std::env::var("PORTAL_RUNS") {
+        Ok(runs) => runs.parse().map_err(io::Error::other)?,
+        Err(_) => RUNS,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -79,7 +83,7 @@ fn run(args: &[String]) -> io::Result<bool> {
         let builds = builds.iter().map(|build| build as &dyn Peer);
         let mut peers: Vec<&dyn Peer> = builds.chain(others.iter().map(AsRef::as_ref)).collect();
         if what == "compare" {
-            println!("{}", runtime.block_on(speed::compare(&peers, RUNS))?);
+            println!("{}", runtime.block_on(speed::compare(&peers, runs))?);
         } else {
             peers.retain(|peer| peer.goes_far());
             runtime.block_on(distance::over_distance(&peers))?;
@@ -117,7 +121,7 @@ fn run(args: &[String]) -> io::Result<bool> {
     }
     if chosen("speed") {
         let peers: Vec<&dyn Peer> = builds.iter().map(|build| build as &dyn Peer).collect();
-        println!("{}", runtime.block_on(speed::compare(&peers, RUNS))?);
+        println!("{}", runtime.block_on(speed::compare(&peers, runs))?);
     }
     if chosen("ceiling") {
         for build in &builds {

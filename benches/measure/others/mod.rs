@@ -38,10 +38,12 @@ fn find(directory: &Path, name: &str) -> io::Result<PathBuf> {
     let places = [directory, Path::new("/usr/bin"), Path::new("/usr/sbin")];
     let mut paths = places.iter().map(|place| place.join(name));
     let found = paths.find(|path| path.is_file());
-    found.ok_or_else(|| {
+    let found = found.ok_or_else(|| {
         let places = places.map(|place| place.display().to_string()).join(", ");
         io::Error::other(format!("no {name} in {places}"))
-    })
+    })?;
+    // They run in directories of their own.
+    found.canonicalize()
 }
 
 /// What a program prints.

@@ -21,8 +21,6 @@ const NEAR: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 const NEAR_OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 1);
 const FAR_OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 2);
-/// What is called so in both namespaces.
-const DEVICE: &str = "wg-bench";
 
 struct WireGuard {
     go: PathBuf,
@@ -90,9 +88,17 @@ impl WireGuard {
         other_key: &Key,
         (other_port, other_outside, other): (u16, Ipv4Addr, Ipv4Addr),
     ) -> io::Result<Process> {
-        let mut launch = Launch::new(&self.go, &["--foreground", DEVICE]);
+        // One of this name may not be gone yet.
+        let device: &str = &format!("wg{own_port}");
+        let mut launch = Launch::new(&self.go, &["--foreground", device]);
         launch.namespace = namespace.map(str::to_owned);
-        launch.variables = vec![("LOG_LEVEL".into(), "error".into())];
+        // Without which it does not run where the kernel could do it itself.
+        launch.variables = [
+            ("LOG_LEVEL", "error"),
+            ("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
         let process = Process::start(&launch)?;
         let run = |program: &str, args: &[&str]| match namespace {
             None => output(Command::new(program).args(args)),
@@ -103,7 +109,7 @@ impl WireGuard {
             ),
         };
         let start = Instant::now();
-        while run("ip", &["link", "show", DEVICE]).is_err() {
+        while run("ip", &["link", "show", device]).is_err() {
             if start.elapsed() > Duration::from_secs(10) {
                 return Err(io::Error::other(format!("no device: {}", process.log())));
             }
@@ -116,7 +122,7 @@ impl WireGuard {
             &wg,
             &[
                 "set",
-                DEVICE,
+                device,
                 "private-key",
                 &file,
                 "listen-port",
@@ -129,8 +135,8 @@ impl WireGuard {
                 &allowed,
             ],
         )?;
-        run("ip", &["addr", "add", &format!("{own}/24"), "dev", DEVICE])?;
-        run("ip", &["link", "set", DEVICE, "up"])?;
+        run("ip", &["addr", "add", &format!("{own}/24"), "dev", device])?;
+        run("ip", &["link", "set", device, "up"])?;
         Ok(process)
     }
 }
