@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::{open, output, version};
+use super::{open, output};
 use crate::process::{Launch, Process, port};
 use crate::tunnel::{Ends, Peer, Place};
 
@@ -19,7 +19,9 @@ struct Rathole {
 
 pub(super) fn peers(find: impl Fn(&str) -> io::Result<PathBuf>) -> io::Result<Vec<Box<dyn Peer>>> {
     let program = find("rathole")?;
-    let version = version(&program, &["--version"])?;
+    let said = output(Command::new(&program).arg("--version"))?;
+    let version = said.lines().find_map(|line| line.strip_prefix("Build Version:"));
+    let version = format!("rathole {}", version.unwrap_or_default().trim());
     let keys = output(Command::new(&program).arg("--genkey"))?;
     let mut keys = keys
         .lines()
