@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::load::{Direction, transfer};
 use crate::network;
 use crate::portal::Build;
-use crate::process::{Launch, Process, mib, port};
+use crate::process::{Launch, Process, mib, output, port};
 use crate::worker::{Crowd, Server, Service};
 
 const CONNECTIONS: usize = 2_000;
@@ -227,18 +227,4 @@ fn image() -> io::Result<PathBuf> {
 
 fn kernel_scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../portal-cli/tests/interop/kernel")
-}
-
-/// What a program that must succeed prints.
-pub(crate) fn output(command: &mut Command) -> io::Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let done = command
-        .output()
-        .map_err(|error| io::Error::other(format!("{program}: {error}")))?;
-    if !done.status.success() {
-        let said = String::from_utf8_lossy(&done.stderr);
-        let last = said.lines().last().unwrap_or("it says nothing");
-        return Err(io::Error::other(format!("{program}: {last}")));
-    }
-    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }

@@ -5,6 +5,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
+use crate::process::output;
+
 /// Hidden first argument of a process that has a network of its own.
 const INSIDE: &str = ":inside";
 
@@ -70,10 +72,7 @@ pub(crate) fn veth(namespace: &Namespace, near: Ipv4Addr, far: Ipv4Addr) -> io::
 }
 
 pub(crate) fn ip(args: &[&str]) -> io::Result<()> {
-    let done = Command::new("ip").args(args).output()?;
-    if !done.status.success() {
-        let said = String::from_utf8_lossy(&done.stderr);
-        return Err(io::Error::other(format!("ip {}: {}", args.join(" "), said.trim())));
-    }
-    Ok(())
+    output(Command::new("ip").args(args))
+        .map(drop)
+        .map_err(|error| io::Error::other(format!("{error} ({})", args.join(" "))))
 }

@@ -262,3 +262,17 @@ pub(crate) fn busy() -> String {
     let averages = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     averages.split_whitespace().next().unwrap_or("?").to_owned()
 }
+
+/// What a program that must succeed prints.
+pub(crate) fn output(command: &mut Command) -> io::Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let done = command
+        .output()
+        .map_err(|error| io::Error::other(format!("{program}: {error}")))?;
+    if !done.status.success() {
+        let said = String::from_utf8_lossy(&done.stderr);
+        let last = said.lines().last().unwrap_or("it says nothing");
+        return Err(io::Error::other(format!("{program}: {last}")));
+    }
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}

@@ -46,16 +46,6 @@ fn find(directory: &Path, name: &str) -> io::Result<PathBuf> {
     found.canonicalize()
 }
 
-/// What a program prints.
-fn output(command: &mut Command) -> io::Result<String> {
-    let done = command.output()?;
-    if !done.status.success() {
-        let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
-        return Err(io::Error::other(format!("{command:?}: {said}")));
-    }
-    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
-}
-
 /// The first words of what a program says of its version.
 fn version(program: &Path, args: &[&str]) -> io::Result<String> {
     let done = Command::new(program).args(args).output()?;

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::{open, output};
-use crate::process::{Launch, Process, port};
+use super::open;
+use crate::process::{Launch, Process, output, port};
 use crate::tunnel::{Ends, Peer, Place};
 
 struct Rathole {

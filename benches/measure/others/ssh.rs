@@ -5,8 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::{open, output, version};
-use crate::process::{Launch, Process, port};
+use super::{open, version};
+use crate::process::{Launch, Process, output, port};
 use crate::tunnel::{Ends, Peer, Place};
 use crate::worker::local;
 

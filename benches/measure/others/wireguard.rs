@@ -10,9 +10,9 @@ use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{open, output, version};
+use super::{open, version};
 use crate::network::{self, Namespace};
-use crate::process::{Launch, Process, port};
+use crate::process::{Launch, Process, output, port};
 use crate::tunnel::{Ends, Peer, Place};
 use crate::worker::local;
 
