@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -17,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
 use crate::network::{Namespace, ip};
+use crate::process::output;
 
 /// The near end, which relay and visitors have.
 pub(crate) const NEAR: &str = "10.97.0.1";
@@ -50,6 +52,10 @@ impl Distance {
         ip(&["link", "set", DEVICES[0], "up"])?;
         ip(&["-n", far.name(), "addr", "add", &format!("{FAR}/24"), "dev", DEVICES[1]])?;
         ip(&["-n", far.name(), "link", "set", DEVICES[1], "up"])?;
+        // What distributions have; some clouds' machines have another, which tells more of it than of the tunnels.
+        let congestion = "printf cubic >/proc/sys/net/ipv4/tcp_congestion_control";
+        output(Command::new("sh").args(["-c", congestion]))?;
+        output(Command::new("ip").args(["netns", "exec", far.name(), "sh", "-c", congestion]))?;
         let link = |seed| Netem::new(Impairments::default(), seed);
         let links = Arc::new(Mutex::new([link(1), link(2)]));
         let ends = Arc::new(AtomicBool::new(false));
