@@ -113,7 +113,11 @@ pub fn core_ops(data: &[u8]) {
             }
             Happening::Wait { millis } => wait(&mut world, &mut model, Duration::from_millis(u64::from(millis))),
             Happening::WaitLong { minutes } => {
-                wait(&mut world, &mut model, Duration::from_secs(60 * u64::from(minutes % 16)));
+                wait(
+                    &mut world,
+                    &mut model,
+                    Duration::from_secs(60 * u64::from(minutes % 16)),
+                );
             }
             Happening::Lose { share } => {
                 model.whole = share == 0;
