@@ -3,7 +3,8 @@
 #
 # Sourced after common/netns.sh by a script that sets besides: implementation (its first column in the table), interface
 # (that of the peer), and defines: peer_up and peer_down (the tunnel and the services behind it), in_peer (runs a command
-# line as root on the peer), peer_scripts (where the peer finds this folder), case_up, case_peer_restarted, all_cases, and a direction for its own cases.
+# line as root on the peer), peer_scripts (where the peer finds this folder), place and place_device (the name of a second
+# WireGuard device of the peer's, which answers at port $place_port of its network's loopback, and what makes it), case_up, case_peer_restarted, all_cases, and a direction for its own cases.
 #   PORTAL_INTEROP_TABLE=FILE  gets the table's rows as well
 table=${PORTAL_INTEROP_TABLE:-}
 interop=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -12,7 +13,7 @@ transfers=(1 1024 1048576 67108864)
 by_name=("${transfers[@]}")
 # Who opens the connections that a case is about.
 declare -A direction=([before]=in [name]=in [port]=in [proxy]=in [udp]=in [relay-killed]=in [moved]=in
-    [peer-restarted]=in [shut]=in [inside]=out)
+    [peer-restarted]=in [shut]=in [inside]=out [agent]=agent)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The commands under test
@@ -180,6 +181,32 @@ case_peer_restarted() {
     figure "it is up again after $up s and served after $(since "$start") s"
 }
 
+case_agent() { # in a relay's place: an agent of ours calls, and it connects to the service that the agent offers
+    local uri agent relay said
+    (umask 077 && wg genkey >"$tmp/place.key" && timeout 10 "$portal" key new "$tmp/agent.key" >/dev/null)
+    uri=portal://$(wg pubkey <"$tmp/place.key" | tr -d = | tr +/ -_)@127.0.0.1:$place_port
+    (umask 077 && portal_wg_conf --key "$tmp/agent.key" --relay "$uri" --name web --target-port 80 >"$tmp/place.conf")
+    agent=$(sed -n 's,^Address = \(.*\)/128$,\1,p' "$tmp/place.conf")
+    relay=$(sed -n 's,^AllowedIPs = \(.*\)/128$,\1,p' "$tmp/place.conf")
+    place_device
+    in_peer "wg set $place private-key <(echo $(<"$tmp/place.key")) listen-port $place_port \
+        peer $(timeout 10 "$portal" key show "$tmp/agent.key") allowed-ips $agent/128 &&
+        ip addr add $relay/128 dev $place nodad && ip link set mtu 1280 up dev $place &&
+        ip -6 route add $agent/128 dev $place"
+    spawn echo peer "$python" "$interop/echo.py" 9001
+    wait_for 10 grep -q listening "$proc/echo.out" || fail "the service does not start"
+    in_peer "setsid python3 $peer_scripts/in_relays_place.py $relay $agent ${transfers[*]} >/tmp/$place.said 2>&1 </dev/null &"
+    spawn agent peer "$portal" expose tcp://127.0.0.1:9001 --relay "$uri" --key "$tmp/agent.key"
+    wait_for 60 in_peer "grep -q -e ^all -e ^failed /tmp/$place.said" || fail "nothing comes back: $(in_peer "cat /tmp/$place.said")"
+    said=$(in_peer "tail -n 1 /tmp/$place.said; rm /tmp/$place.said")
+    stop agent TERM
+    stop echo KILL
+    in_peer "ip link del $place"
+    [[ $said == all* ]] || fail "$said"
+    figure "${transfers[*]} bytes there and back, ${said#all in }"
+}
+place_port=51900
+
 case_sigterm() {
     stop relay TERM
     [[ $(<"$proc/relay.rc") == 0 ]] || fail "the relay ends with $(<"$proc/relay.rc")"
@@ -218,5 +245,5 @@ run_and_tell() { # the cases, and then a row of the table for each
     }
     ((failed == 0))
 }
-declare -A way=([in]="relay to peer" [out]="peer to relay" [both]="both" [none]="-")
+declare -A way=([in]="relay to peer" [out]="peer to relay" [agent]="peer to agent" [both]="both" [none]="-")
 table_head() { printf '%-14s  %-15s  %-15s  %s\n' implementation direction case result; }
