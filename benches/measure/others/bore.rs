@@ -34,12 +34,6 @@ impl Peer for Bore {
         let client = ["local", &service, "--to", "127.0.0.1", "--port", &public];
         let client = Process::start(&Launch::new(&self.program, &client))?;
         let addr = local(public.parse().map_err(io::Error::other)?);
-        open(addr)?;
-        Ok(Ends {
-            addr,
-            relay,
-            client,
-            _state: None,
-        })
+        open(addr, relay, client, None)
     }
 }

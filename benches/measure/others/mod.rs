@@ -12,7 +12,8 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::tunnel::Peer;
+use crate::process::Process;
+use crate::tunnel::{Ends, Peer};
 
 /// Those that can run here. Their programs are in the directory or where the system has its own; of the others it is printed
 /// what they lack.
@@ -56,13 +57,22 @@ fn version(program: &Path, args: &[&str]) -> io::Result<String> {
     Ok(words.join(" "))
 }
 
-/// Waits until visitors can connect.
-fn open(addr: SocketAddr) -> io::Result<()> {
+/// A tunnel, once visitors can connect.
+fn open(addr: SocketAddr, relay: Process, client: Process, state: Option<tempfile::TempDir>) -> io::Result<Ends> {
     let start = Instant::now();
     loop {
         match TcpStream::connect_timeout(&addr, Duration::from_secs(1)) {
-            Ok(_) => return Ok(()),
-            Err(error) if start.elapsed() > Duration::from_secs(20) => return Err(error),
+            Ok(_) => {
+                return Ok(Ends {
+                    addr,
+                    relay,
+                    client,
+                    _state: state,
+                });
+            }
+            Err(error) if start.elapsed() > Duration::from_secs(20) => {
+                return Err(io::Error::other(format!("{error}: {}", client.log())));
+            }
             Err(_) => thread::sleep(Duration::from_millis(20)),
         }
     }

@@ -93,12 +93,6 @@ impl Peer for Rathole {
         let relay = start("--server", &server, None)?;
         let client = start("--client", &client, place.far)?;
         let addr = SocketAddr::new(near.parse().map_err(io::Error::other)?, public);
-        open(addr)?;
-        Ok(Ends {
-            addr,
-            relay,
-            client,
-            _state: Some(state),
-        })
+        open(addr, relay, client, Some(state))
     }
 }

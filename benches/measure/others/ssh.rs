@@ -84,13 +84,7 @@ impl Peer for Ssh {
         }
         let client = Process::start(&launch)?;
         let addr = local(public);
-        open(addr).map_err(|error| io::Error::other(format!("{error}: {}", client.log())))?;
-        Ok(Ends {
-            addr,
-            relay,
-            client,
-            _state: Some(state),
-        })
+        open(addr, relay, client, Some(state))
     }
 
     fn restarts(&self) -> bool {

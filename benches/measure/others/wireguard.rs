@@ -183,13 +183,7 @@ impl Peer for WireGuard {
                 (Process::start(&Launch::new(program, &args))?, local(public))
             }
         };
-        open(addr)?;
-        Ok(Ends {
-            addr,
-            relay,
-            client,
-            _state: Some(state),
-        })
+        open(addr, relay, client, Some(state))
     }
 
     fn restarts(&self) -> bool {
