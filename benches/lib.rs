@@ -84,6 +84,17 @@ impl Pair {
         pair
     }
 
+    /// Both ends, with so many connections.
+    ///
+    /// # Panics
+    /// If these do not come about.
+    #[must_use]
+    pub fn with_connections(count: usize) -> (Self, Vec<Connection>) {
+        let mut pair = Self::new();
+        let connections = (0..count).map(|_| pair.connect()).collect();
+        (pair, connections)
+    }
+
     /// A visitor connects, and its target is dialled.
     ///
     /// # Panics

@@ -3,20 +3,32 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use portal_benches::Pair;
 
+/// Connections that there are.
+const FLOWS: [usize; 3] = [1, 100, 10_000];
+
 /// A megabyte over a warm connection, alone and among idle ones.
 fn bulk(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("path");
     const BYTES: usize = 1 << 20;
     group.throughput(Throughput::Bytes(BYTES as u64));
-    for idle in [0, 1000, 10_000] {
-        let mut pair = Pair::new();
-        let active = pair.connect();
-        for _ in 0..idle {
-            pair.connect();
-        }
-        pair.upload(active, 64 << 20);
-        group.bench_function(BenchmarkId::new("upload 1 MiB among idle flows", idle), |bencher| {
-            bencher.iter(|| pair.upload(active, BYTES));
+    for flows in FLOWS {
+        let (mut pair, connections) = Pair::with_connections(flows);
+        pair.upload(connections[0], 64 << 20);
+        group.bench_function(BenchmarkId::new("upload 1 MiB, flows", flows), |bencher| {
+            bencher.iter(|| pair.upload(connections[0], BYTES));
+        });
+    }
+    group.finish();
+}
+
+/// A message on each flow in turn, so that none has what it needs in the caches.
+fn messages(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("path");
+    for flows in FLOWS {
+        let (mut pair, connections) = Pair::with_connections(flows);
+        let mut next = connections.iter().cycle();
+        group.bench_function(BenchmarkId::new("128 bytes on each in turn, flows", flows), |bencher| {
+            bencher.iter(|| pair.upload(*next.next().expect("it goes round"), 128));
         });
     }
     group.finish();
@@ -37,5 +49,5 @@ fn connect(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, bulk, connect);
+criterion_group!(benches, bulk, messages, connect);
 criterion_main!(benches);

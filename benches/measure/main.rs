@@ -1,15 +1,17 @@
 //! Measures builds of portal: what they hold in memory, what they bear, and how fast they are.
 //!
-//! `measure idle|connections|peers|ceiling|guest|speed|all BINARY...` runs relay and agent of each build as processes of their
-//! own, on loopback, and prints Markdown. Memory is that of the processes, the kernel's own for their sockets not counted.
-//! `connections=5000` is one of its two counts alone. `compare=DIRECTORY` is `speed` with other tunnels beside the builds, whose
+//! `measure idle|connections|peers|ceiling|guest|speed|fairness|flows|all BINARY...` runs relay and agent of each build as
+//! processes of their own, on loopback, and prints Markdown; but `flows` is in memory and takes no build. Memory is that of the
+//! processes, the kernel's own for their sockets not counted. `connections=5000` is one of its two counts alone. `compare=DIRECTORY` is `speed` with other tunnels beside the builds, whose
 //! programs are in the directory, and `distance=DIRECTORY` has delay and loss between the ends; both need root for a network of
 //! their own. A binary can come with variables for its environment: `portal@MALLOC_ARENA_MAX=1`.
 
 mod ceiling;
 mod connections;
 mod distance;
+mod fairness;
 mod figures;
+mod flows;
 mod guest;
 mod load;
 mod network;
@@ -31,7 +33,7 @@ use portal::Build;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tunnel::Peer;
 
-const USAGE: &str = "usage: measure idle|connections[=COUNT]|peers|ceiling|guest|speed|all \
+const USAGE: &str = "usage: measure idle|connections[=COUNT]|peers|ceiling|guest|speed|fairness|flows|all \
                      BINARY[@NAME=VALUE...]..., or measure compare=DIRECTORY|distance=DIRECTORY \
                      BINARY[@NAME=VALUE...]...";
 
@@ -59,7 +61,10 @@ fn main() -> ExitCode {
 /// Whether everything held that must hold.
 fn run(args: &[String]) -> io::Result<bool> {
     let (args, inside) = network::inside(args);
-    let Some((what, binaries)) = args.split_first().filter(|(_, binaries)| !binaries.is_empty()) else {
+    let Some((what, binaries)) = args
+        .split_first()
+        .filter(|(what, binaries)| !binaries.is_empty() || what == &flows::NAME)
+    else {
         return Err(io::Error::other(USAGE));
     };
     let builds: Vec<Build> = binaries
@@ -122,6 +127,13 @@ fn run(args: &[String]) -> io::Result<bool> {
     if chosen("speed") {
         let peers: Vec<&dyn Peer> = builds.iter().map(|build| build as &dyn Peer).collect();
         println!("{}", runtime.block_on(speed::compare(&peers, runs))?);
+    }
+    if chosen("fairness") {
+        let peers: Vec<&dyn Peer> = builds.iter().map(|build| build as &dyn Peer).collect();
+        println!("{}", runtime.block_on(fairness::compare(&peers, runs))?);
+    }
+    if chosen(flows::NAME) {
+        held &= flows::many();
     }
     if chosen("ceiling") {
         for build in &builds {

@@ -28,7 +28,7 @@ impl Pair {
     fn start(case: Case<impl Adapter, impl Adapter>, kind: Kind, target: Target) -> Self {
         let relay = RelayEnd::start(case.relay);
         let cable = Cable::new(relay.udp);
-        let agent = AgentEnd::start(case.agent, &cable, kind, target);
+        let agent = AgentEnd::start(case.agent, cable.agents_side, kind, target);
         Self { relay, cable, agent }
     }
 
@@ -365,7 +365,7 @@ pub fn an_agent_that_vanished_comes_back_to_its_lease(case: Case<impl Adapter, i
 
     let cable = Cable::new(relay.udp);
     let start = Instant::now();
-    let agent = AgentEnd::start(case.agent, &cable, Kind::Tcp, target);
+    let agent = AgentEnd::start(case.agent, cable.agents_side, Kind::Tcp, target);
     assert_eq!(agent.public, public);
     echoed(&mut agent.visit(), b"after");
     assert!(start.elapsed() < PATIENCE / 2, "a new hello takes over at once");

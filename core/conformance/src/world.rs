@@ -161,10 +161,10 @@ pub struct AgentEnd {
 }
 
 impl AgentEnd {
-    /// Starts an agent with one service, whose relay is behind `cable`, and waits for its lease.
-    pub fn start(adapter: impl Adapter, cable: &Cable, kind: Kind, target: Target) -> Self {
+    /// Starts an agent with one service, whose relay is at `relay` or behind that end of a cable, and waits for its lease.
+    pub fn start(adapter: impl Adapter, relay: SocketAddr, kind: Kind, target: Target) -> Self {
         let key = SecretKey::from_bytes(RELAY_KEY).public_key().url_safe();
-        let uri = format!("portal://{key}@{}", cable.agents_side);
+        let uri = format!("portal://{key}@{relay}");
         let uri = uri.parse().expect("a URI");
         let mut config = AgentConfig::new(SecretKey::from_bytes(AGENT_KEY), seed(), uri);
         config.services.push(Service::new("it", kind, target));

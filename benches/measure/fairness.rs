@@ -1,0 +1,100 @@
+//! What small requests wait for when a bulk transfer goes through the same tunnel, and through another one on the same
+//! machine: the second has the same load on its cores, and shares no queue.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use crate::figures::{Kind, Run, Subject, table};
+use crate::load::kept_alive;
+use crate::target::visit;
+use crate::tunnel::{Peer, Tunnel};
+use crate::worker::Service;
+
+/// Requests of one run, one after the other.
+const REQUESTS: usize = 4_000;
+/// How long a transfer goes on before it counts.
+const WARM_UP: Duration = Duration::from_millis(500);
+
+const KINDS: [Kind; 7] = [
+    kind("p50, nothing else, µs", 0),
+    kind("p99", 0),
+    kind("p50, bulk in another tunnel", 0),
+    kind("p99", 0),
+    kind("p50, bulk in the same tunnel", 0),
+    kind("p99", 0),
+    kind("p99, same tunnel to another", 2),
+];
+
+const fn kind(title: &'static str, digits: usize) -> Kind {
+    Kind { title, digits }
+}
+
+/// The table.
+pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> io::Result<String> {
+    let mut subjects: Vec<Subject> = peers
+        .iter()
+        .map(|peer| Subject {
+            name: peer.name(),
+            runs: Vec::new(),
+        })
+        .collect();
+    for _ in 0..runs {
+        for (peer, subject) in peers.iter().zip(&mut subjects) {
+            match once(*peer).await {
+                Ok(run) => subject.runs.push(run),
+                Err(error) => eprintln!("{}: {error}", peer.name()),
+            }
+        }
+    }
+    Ok(table(&KINDS, &subjects))
+}
+
+async fn once(peer: &dyn Peer) -> io::Result<Run> {
+    let (tunnel, other) = (Tunnel::start(peer, Service::Echo)?, Tunnel::start(peer, Service::Echo)?);
+    let mut run = Run::new();
+    for bulk in [None, Some(other.addr), Some(tunnel.addr)] {
+        let transfer = match bulk {
+            Some(addr) => Some(endless(addr).await?),
+            None => None,
+        };
+        sleep(WARM_UP).await;
+        let rate = kept_alive(tunnel.addr, 1, REQUESTS).await?;
+        run.extend([Some(rate.p50), Some(rate.p99)]);
+        if let Some(transfer) = transfer {
+            if transfer.is_finished() {
+                return Err(io::Error::other("the transfer beside the requests has ended"));
+            }
+            transfer.abort();
+        }
+    }
+    let times = run[5].zip(run[3]).map(|(same, other)| same / other);
+    run.push(times);
+    Ok(run)
+}
+
+/// Bytes to an echo and back, as fast as it can, until it is stopped.
+async fn endless(addr: SocketAddr) -> io::Result<JoinHandle<io::Result<()>>> {
+    let (mut reader, mut writer) = visit(addr, 0).await?.into_split();
+    Ok(tokio::spawn(async move {
+        let sending = async {
+            let piece = vec![0x5a; 256 * 1024];
+            loop {
+                writer.write_all(&piece).await?;
+            }
+        };
+        let taking = async {
+            let mut piece = vec![0; 256 * 1024];
+            while reader.read(&mut piece).await? > 0 {}
+            Ok(())
+        };
+        tokio::select! {
+            ended = sending => ended,
+            ended = taking => ended,
+        }
+    }))
+}
