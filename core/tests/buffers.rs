@@ -37,21 +37,6 @@ fn used(world: &World) -> (u64, u64) {
     )
 }
 
-/// Lets the visitor send so many bytes to a target that keeps them, and returns how long it took.
-fn upload(world: &mut World, visitor: StreamId, bytes: u64) -> Duration {
-    let side = world.visitor(visitor).side.expect("modelled");
-    let target = world
-        .ledger
-        .get(side)
-        .and_then(|side| side.peer)
-        .expect("it has reached its target");
-    let arrived = |world: &World| world.ledger.get(target).expect("it is not forgotten").received;
-    let (start, goal) = (world.now, arrived(world) + bytes);
-    world.visitor(visitor).left_to_send = bytes;
-    world.run_until("the upload", |world| arrived(world) >= goal);
-    world.now - start
-}
-
 fn modelled_visitor(world: &mut World) -> StreamId {
     let (port, remote) = (world.public_port(0), SocketAddr::from(([198, 51, 100, 1], 1000)));
     let visitor = world
@@ -68,9 +53,9 @@ fn a_lone_transfer_gets_a_window_of_several_mib_and_gives_it_back() {
     world.impair(0, |link| link.latency = Duration::from_millis(50));
     let visitor = modelled_visitor(&mut world);
     let before = used(&world);
-    upload(&mut world, visitor, 64 * MIB);
+    world.upload(visitor, 64 * MIB);
     // Not each has all of its window: one that was shut has cost the bytes that asked whether it is open.
-    let uploads = (0..3).map(|_| upload(&mut world, visitor, 64 * MIB));
+    let uploads = (0..3).map(|_| world.upload(visitor, 64 * MIB));
     let took = uploads.min().expect("three");
     let busy = used(&world);
     // The relay holds what it sends, the agent the window; neither more than it needs for the other direction.
@@ -84,7 +69,7 @@ fn a_lone_transfer_gets_a_window_of_several_mib_and_gives_it_back() {
     let idle = used(&world);
     assert!(idle.0 < before.0 && idle.1 < before.1, "{idle:?} after {before:?}");
     // And again, after the silence.
-    upload(&mut world, visitor, MIB);
+    world.upload(visitor, MIB);
     world.check_invariants();
 }
 
@@ -93,10 +78,10 @@ fn a_transfer_that_slows_down_gives_back_what_it_does_not_need() {
     let mut world = world(|_, _| {});
     world.agents[0].behaviour.targets = TargetScript::Model { most: 0 };
     let visitor = modelled_visitor(&mut world);
-    upload(&mut world, visitor, 64 * MIB);
+    world.upload(visitor, 64 * MIB);
     let busy = used(&world);
     for _ in 0..100 {
-        upload(&mut world, visitor, 1000);
+        world.upload(visitor, 1000);
         world.run(Duration::from_millis(200));
     }
     let slow = used(&world);
@@ -104,7 +89,7 @@ fn a_transfer_that_slows_down_gives_back_what_it_does_not_need() {
         busy.0 - slow.0 > MIB && busy.1 - slow.1 > MIB,
         "{busy:?}, then {slow:?}"
     );
-    upload(&mut world, visitor, 16 * MIB);
+    world.upload(visitor, 16 * MIB);
     world.check_invariants();
 }
 
@@ -169,7 +154,7 @@ fn near_the_end_of_memory_visitors_get_little_then_nothing_and_transfers_go_on()
     world.agents[0].behaviour.targets = TargetScript::Model { most: 0 };
     let port = world.public_port(0);
     let transfer = modelled_visitor(&mut world);
-    upload(&mut world, transfer, MIB);
+    world.upload(transfer, MIB);
     let target = {
         let side = world.visitor(transfer).side.expect("modelled");
         world

@@ -19,6 +19,7 @@ mod house;
 mod ingress;
 mod ip;
 mod need;
+mod queue;
 mod schedule;
 mod sleep;
 mod wire;

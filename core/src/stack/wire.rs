@@ -11,6 +11,7 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpAddress, IpProtocol, Ipv6Packet, Ipv6Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 
 use super::FlowKey;
+use super::queue::Queue;
 
 /// What we announce as the scale of our windows, whatever the socket's own is: windows up to 8 MiB.
 const ANNOUNCED_SHIFT: u8 = 7;
@@ -58,8 +59,9 @@ pub(super) struct Wire {
     told: (u32, u16),
     /// The round trip, once it was measured.
     pub(super) round_trip: Option<Duration>,
-    /// A number whose acknowledgement tells the round trip, and when it was sent.
-    sample: Option<(u32, Instant)>,
+    /// A number whose acknowledgement tells the round trip, when it was sent, and how much was on its way up to it.
+    sample: Option<(u32, Instant, u32)>,
+    queue: Queue,
     /// The most that was on its way since this was last asked.
     pub(super) most_in_flight: u32,
     /// Something was sent again since this was last asked.
@@ -169,7 +171,7 @@ impl Wire {
             (self.put, self.sent, self.in_earnest, self.acknowledged) = (end, end, end, seq);
             self.told = (head.ack, head.window);
             // Of one that was sent again nobody can tell which one is answered.
-            self.sample = (!self.repeated).then_some((end, now));
+            self.sample = (!self.repeated).then_some((end, now, 0));
             self.repeated = true;
             return;
         }
@@ -188,7 +190,8 @@ impl Wire {
         }
         if is_after(end, self.sent) {
             self.sent = end;
-            self.sample.get_or_insert((end, now));
+            self.sample
+                .get_or_insert((end, now, end.wrapping_sub(self.acknowledged)));
             self.most_in_flight = self.most_in_flight.max(self.in_flight());
         } else if !is_keep_alive(seq, end, self.sent) {
             self.repeated = true;
@@ -235,7 +238,7 @@ impl Wire {
     /// The next part of an acknowledgement that covers several packets, which is told to the socket packet by packet: its
     /// congestion window grows by the number of acknowledgements, and should by the bytes that they cover (RFC 3465). So the
     /// other end may answer many packets at once. `None` once what is left is small, and where nothing but a buffer for
-    /// sending of `send` bytes is in the way; `unread` and `unacknowledged` as for [`Wire::late_news`], and the packet as it
+    /// sending of `send` bytes or a queue is in the way; `unread` and `unacknowledged` as for [`Wire::late_news`], and the packet as it
     /// came.
     pub(super) fn part_of_acknowledgement(
         &self,
@@ -244,7 +247,8 @@ impl Wire {
         unacknowledged: u32,
         send: usize,
     ) -> Option<TcpRepr<'static>> {
-        if self.most_in_flight > count(send - send / 16) && !self.repeated {
+        let most = count(send).min(self.queue.limit());
+        if self.most_in_flight > most - most / 16 && !self.repeated {
             return None;
         }
         let head = Head::of(packet)?;
@@ -281,11 +285,12 @@ impl Wire {
             if !head.syn() {
                 self.window = usable(head.window);
             }
-            if let Some((end, at)) = self.sample
+            if let Some((end, at, bytes)) = self.sample
                 && !is_after(end, head.ack)
             {
                 let took = now.saturating_duration_since(at);
                 self.round_trip = Some(self.round_trip.map_or(took, |old| (old * 7 + took) / 8));
+                self.queue.measured(now, took, bytes);
                 self.sample = None;
             }
         }
@@ -302,16 +307,22 @@ impl Wire {
     /// The window of a packet as the socket should hear it: a shut one only while there is something to send, and nothing
     /// on its way. One that is open by a crack is not probed, and the first bytes into it are what a probe would be.
     ///
-    /// Of any other one the last unit is left alone, see [`usable`].
+    /// Of any other one the last unit is left alone, see [`usable`], and what would only queue up, see [`Queue`].
     ///
     /// smoltcp goes on to probe a shut one after nothing is left to send, in FIN-WAIT-2 without a pause. And when it begins
     /// to probe it forgets to send again what is on its way, which never arrives then if it was lost.
     fn window_for_socket(&self, head: &Head) -> u16 {
         if is_after(self.put, head.ack) && !is_after(self.in_earnest, head.ack) {
-            usable(head.window)
+            usable(head.window).min(self.limit())
         } else {
-            usable(head.window).max(1)
+            usable(head.window).min(self.limit()).max(1)
         }
+    }
+
+    /// What may be on its way, as a window stands in a packet; at least one unit.
+    fn limit(&self) -> u16 {
+        let units = self.queue.limit() >> self.remote.scale.unwrap_or(0);
+        u16::try_from(units).unwrap_or(u16::MAX).max(1)
     }
 
     /// So many bytes were taken out of the socket.

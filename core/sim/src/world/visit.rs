@@ -1,6 +1,7 @@
 //! Visitors, and what happens to sockets from outside.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use portal_core::{Machine, SocketEvent, StreamId, Transport, UdpSocketRef};
 
@@ -85,6 +86,22 @@ impl World {
     /// The socket of a visitor of relay 0.
     pub fn visitor(&mut self, id: StreamId) -> &mut Socket {
         self.relays[0].socket(id)
+    }
+
+    /// Has a modelled visitor of relay 0 send so many bytes to a target that keeps them, and returns how long it takes
+    /// until they are all there.
+    ///
+    /// # Panics
+    /// If the visitor has not reached its target, or the bytes do not arrive.
+    pub fn upload(&mut self, visitor: StreamId, bytes: u64) -> Duration {
+        let side = self.visitor(visitor).side.expect("modelled");
+        let target = self.ledger.get(side).and_then(|side| side.peer);
+        let target = target.expect("it has reached its target");
+        let arrived = |world: &Self| world.ledger.get(target).expect("it is not forgotten").received;
+        let (start, goal) = (self.now, arrived(self) + bytes);
+        self.visitor(visitor).left_to_send += bytes;
+        self.run_until("the upload", |world| arrived(world) >= goal);
+        self.now - start
     }
 
     /// A visitor of relay 0 with a literal script says something.

@@ -1,0 +1,192 @@
+//! How much of a connection may be on its way, so that it does not queue up in front of others and itself.
+//!
+//! A sender that goes by losses fills whatever queue stands before the slowest part of a path: that of a modem, or the socket
+//! buffer of an end that is short of time. All that shares the path then waits behind it. The round trip tells: where it is
+//! far above the shortest there was, the connection may have no more on its way than passes in the time that it should take.
+//! If that does not make it shorter, others fill the queue, or the path has jitter: that much is let be.
+
+use std::time::{Duration, Instant};
+
+/// What the round trips of one connection say. Times in microseconds: there are many connections.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Queue {
+    /// The shortest round trips of the spell before this one, and of this one.
+    shortest: [u32; 2],
+    /// When this spell began.
+    since: Option<Instant>,
+    /// The round trips measured since it was last looked whether a queue stands: how many, and in all the time that they
+    /// took and the bytes that passed.
+    count: u32,
+    time: u64,
+    bytes: u64,
+    /// The most that may be on its way.
+    limit: u32,
+    /// A spell has ended: the queue is to be emptied once, or its length would be taken for that of the path.
+    empties: bool,
+    /// What round trips should take now that much less is on its way; 0 if nothing was taken back.
+    aim: u32,
+    /// By how much they take longer all the same, by jitter or by a queue that others fill: nothing is held back for that.
+    jitter: u32,
+}
+
+/// A path may have changed after so long: what was measured two spells ago is forgotten.
+const SPELL: Duration = Duration::from_secs(10);
+/// After so many round trips it is looked whether a queue stands.
+const ROUND_TRIPS: u32 = 4;
+/// A queue may hold half of what the path itself does, and what passes in this time: processes, too, wait for their turn.
+const SLACK: u32 = 500;
+/// No less than this many bytes may be on its way: trains, not packets, are what ends work with.
+const LEAST: u32 = 64 << 10;
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            shortest: [u32::MAX; 2],
+            since: None,
+            count: 0,
+            time: 0,
+            bytes: 0,
+            limit: u32::MAX,
+            empties: false,
+            aim: 0,
+            jitter: 0,
+        }
+    }
+}
+
+impl Queue {
+    /// The most bytes that may be on their way.
+    pub(super) fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// A round trip took so long, in which so many bytes were acknowledged.
+    pub(super) fn measured(&mut self, now: Instant, took: Duration, bytes: u32) {
+        let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX).max(1);
+        let since = *self.since.get_or_insert(now);
+        if now.saturating_duration_since(since) > SPELL {
+            self.shortest = [self.shortest[1], u32::MAX];
+            self.since = Some(now);
+            self.empties = true;
+        }
+        self.shortest[1] = self.shortest[1].min(took);
+        if took <= self.due() {
+            self.limit = self.limit.saturating_add(self.limit / 8);
+        }
+        self.count += 1;
+        self.time += u64::from(took);
+        self.bytes += u64::from(bytes);
+        if self.count == ROUND_TRIPS {
+            self.look();
+            (self.count, self.time, self.bytes) = (0, 0, 0);
+        }
+    }
+
+    fn shortest(&self) -> u32 {
+        self.shortest[0].min(self.shortest[1])
+    }
+
+    /// What a round trip may take.
+    fn due(&self) -> u32 {
+        let shortest = self.shortest();
+        let path = shortest.saturating_add(shortest / 2);
+        path.saturating_add(SLACK).saturating_add(self.jitter)
+    }
+
+    /// Takes back what only queues up.
+    fn look(&mut self) {
+        let mean = u32::try_from(self.time / u64::from(self.count)).unwrap_or(u32::MAX);
+        if self.aim > 0 {
+            let near = self.aim.saturating_add(self.aim / 4 + SLACK);
+            let longer = mean.saturating_sub(near);
+            self.jitter = self.jitter.saturating_add(longer);
+            self.aim = 0;
+        }
+        let time = if std::mem::take(&mut self.empties) && self.limit < u32::MAX {
+            self.jitter = 0;
+            self.shortest()
+        } else {
+            self.due()
+        };
+        let passed = self.bytes / u64::from(self.count);
+        if mean <= time || passed <= u64::from(LEAST) {
+            return;
+        }
+        let passes = passed * u64::from(time) / u64::from(mean);
+        self.limit = u32::try_from(passes).unwrap_or(u32::MAX).max(LEAST);
+        if u64::from(self.limit) < passed - passed / 4 {
+            self.aim = time;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timers::tests::some_instant;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A path that takes `base` and then so many bytes a millisecond; the sender always has as much on its way as it may,
+    /// up to `window`. Returns what it has on its way in the end, and how long a round trip takes.
+    fn path(queue: &mut Queue, now: &mut Instant, base: Duration, rate: u32, window: u32) -> (u32, Duration) {
+        let (mut flight, mut took) = (0, base);
+        for _ in 0..400 {
+            flight = window.min(queue.limit());
+            took = base.max(MS * flight / rate);
+            *now += took;
+            queue.measured(*now, took, flight);
+        }
+        (flight, took)
+    }
+
+    #[test]
+    fn a_queue_that_stands_is_kept_short() {
+        let (mut queue, mut now) = (Queue::default(), some_instant());
+        let rate = 100_000;
+        queue.measured(now, 20 * MS, 1000);
+        let (flight, took) = path(&mut queue, &mut now, 20 * MS, rate, 32 << 20);
+        assert!(took < 60 * MS, "{took:?}");
+        assert!(flight >= 20 * rate, "the path is full: {flight}");
+    }
+
+    #[test]
+    fn nothing_is_held_back_where_no_queue_is() {
+        let (mut queue, mut now) = (Queue::default(), some_instant());
+        path(&mut queue, &mut now, 100 * MS, 1_000_000, 6 << 20);
+        assert_eq!(queue.limit(), u32::MAX);
+    }
+
+    #[test]
+    fn jitter_is_no_queue() {
+        let (mut queue, mut now) = (Queue::default(), some_instant());
+        let (mut passed, mut windows) = (0, 0);
+        for round in 0..2_000_u32 {
+            let took = MS * (10 + 5 * (round.wrapping_mul(2_654_435_761) >> 29));
+            now += took;
+            let flight = queue.limit().min(4 << 20);
+            queue.measured(now, took, flight);
+            (passed, windows) = (passed + u64::from(flight), windows + (4 << 20));
+        }
+        assert!(passed > windows / 2, "{passed} of {windows}");
+    }
+
+    #[test]
+    fn a_longer_path_is_learned() {
+        let (mut queue, mut now) = (Queue::default(), some_instant());
+        path(&mut queue, &mut now, 2 * MS, 1_000_000, 6 << 20);
+        let (flight, _) = path(&mut queue, &mut now, 150 * MS, 1_000_000, 6 << 20);
+        assert_eq!(flight, 6 << 20);
+    }
+
+    #[test]
+    fn who_has_little_on_its_way_is_not_held_back_for_others() {
+        let (mut queue, mut now) = (Queue::default(), some_instant());
+        queue.measured(now, MS, 1000);
+        for _ in 0..100 {
+            now += 50 * MS;
+            queue.measured(now, 50 * MS, 1000);
+        }
+        assert_eq!(queue.limit(), u32::MAX);
+    }
+}
