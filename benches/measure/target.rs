@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::UNIX_EPOCH;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -71,12 +72,19 @@ pub(crate) async fn visit(addr: SocketAddr, number: usize) -> io::Result<TcpStre
     let socket = TcpSocket::new_v4()?;
     if addr.ip().is_loopback() {
         socket.set_reuseaddr(true)?;
-        let source = Ipv4Addr::new(127, 0, 1 + (number / 250_000) as u8, (number / 1000 % 250 + 1) as u8);
-        socket.bind(SocketAddr::from((source, 0)))?;
+        let [high, low] = [(number / 250_000) as u8, (number / 1000 % 250 + 1) as u8];
+        socket.bind(SocketAddr::from((Ipv4Addr::new(127, block(), high, low), 0)))?;
     }
     let stream = socket.connect(addr).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Addresses of another block every ten seconds. A closed connection keeps its port for a minute, and the kernel looks for
+/// milliseconds for a free one of an address once many of them are taken: who connects would pay for those before.
+fn block() -> u8 {
+    let seconds = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+    (seconds / 10 % 250 + 1) as u8
 }
 
 /// One small request and its answer.
