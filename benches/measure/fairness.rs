@@ -21,28 +21,18 @@ const REQUESTS: usize = 4_000;
 const WARM_UP: Duration = Duration::from_millis(500);
 
 const KINDS: [Kind; 7] = [
-    kind("p50, nothing else, µs", 0),
-    kind("p99", 0),
-    kind("p50, bulk in another tunnel", 0),
-    kind("p99", 0),
-    kind("p50, bulk in the same tunnel", 0),
-    kind("p99", 0),
-    kind("p99, same tunnel to another", 2),
+    Kind::new("p50, nothing else, µs", 0),
+    Kind::new("p99", 0),
+    Kind::new("p50, bulk in another tunnel", 0),
+    Kind::new("p99", 0),
+    Kind::new("p50, bulk in the same tunnel", 0),
+    Kind::new("p99", 0),
+    Kind::new("p99, same tunnel to another", 2),
 ];
-
-const fn kind(title: &'static str, digits: usize) -> Kind {
-    Kind { title, digits }
-}
 
 /// The table.
 pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> io::Result<String> {
-    let mut subjects: Vec<Subject> = peers
-        .iter()
-        .map(|peer| Subject {
-            name: peer.name(),
-            runs: Vec::new(),
-        })
-        .collect();
+    let mut subjects = Subject::all(peers);
     for _ in 0..runs {
         for (peer, subject) in peers.iter().zip(&mut subjects) {
             match once(*peer).await {

@@ -1,10 +1,18 @@
 //! Figures of several runs, and their tables.
 
+use crate::tunnel::Peer;
+
 /// One measured quantity.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
     pub(crate) title: &'static str,
     pub(crate) digits: usize,
+}
+
+impl Kind {
+    pub(crate) const fn new(title: &'static str, digits: usize) -> Self {
+        Self { title, digits }
+    }
 }
 
 /// What one run of one subject gave, in the order of its kinds; `None` where it could not be had.
@@ -15,6 +23,17 @@ pub(crate) type Run = Vec<Option<f64>>;
 pub(crate) struct Subject {
     pub(crate) name: String,
     pub(crate) runs: Vec<Run>,
+}
+
+impl Subject {
+    /// One for each, without runs.
+    pub(crate) fn all(peers: &[&dyn Peer]) -> Vec<Self> {
+        let name = |peer: &&dyn Peer| Self {
+            name: peer.name(),
+            runs: Vec::new(),
+        };
+        peers.iter().map(name).collect()
+    }
 }
 
 /// A row for each subject: medians, with the spread from the least to the most.

@@ -32,37 +32,27 @@ const SLUGGISH: f64 = 100.0;
 const COMES_BACK: Duration = Duration::from_secs(30);
 
 const KINDS: [Kind; 16] = [
-    kind("1 stream down, Mbit/s", 0),
-    kind("1 stream up", 0),
-    kind("8 streams down", 0),
-    kind("8 streams up", 0),
-    kind("CPU s a GB, both ends, 1 stream", 2),
-    kind("new connections a second, 32 at once", 0),
-    kind("their p50, µs", 0),
-    kind("p99, µs", 0),
-    kind("connect to first byte, one at a time, p50, µs", 0),
-    kind("kept-alive requests a second, 32 connections", 0),
-    kind("their p50, µs", 0),
-    kind("p99, µs", 0),
-    kind("relay RSS idle, MiB", 1),
-    kind("with 1,000 idle connections", 1),
-    kind("with 5,000", 1),
-    kind("serves again after its relay was killed, s", 2),
+    Kind::new("1 stream down, Mbit/s", 0),
+    Kind::new("1 stream up", 0),
+    Kind::new("8 streams down", 0),
+    Kind::new("8 streams up", 0),
+    Kind::new("CPU s a GB, both ends, 1 stream", 2),
+    Kind::new("new connections a second, 32 at once", 0),
+    Kind::new("their p50, µs", 0),
+    Kind::new("p99, µs", 0),
+    Kind::new("connect to first byte, one at a time, p50, µs", 0),
+    Kind::new("kept-alive requests a second, 32 connections", 0),
+    Kind::new("their p50, µs", 0),
+    Kind::new("p99, µs", 0),
+    Kind::new("relay RSS idle, MiB", 1),
+    Kind::new("with 1,000 idle connections", 1),
+    Kind::new("with 5,000", 1),
+    Kind::new("serves again after its relay was killed, s", 2),
 ];
-
-const fn kind(title: &'static str, digits: usize) -> Kind {
-    Kind { title, digits }
-}
 
 /// Runs all peers so often, one after the other; the table.
 pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> io::Result<String> {
-    let mut subjects: Vec<Subject> = peers
-        .iter()
-        .map(|peer| Subject {
-            name: peer.name(),
-            runs: Vec::new(),
-        })
-        .collect();
+    let mut subjects = Subject::all(peers);
     let before = busy();
     for run in 0..runs {
         for (peer, subject) in peers.iter().zip(&mut subjects) {
