@@ -23,9 +23,11 @@ pub(super) struct Queue {
     limit: u32,
     /// A spell has ended: the queue is to be emptied once, or its length would be taken for that of the path.
     empties: bool,
-    /// What round trips should take now that much less is on its way; 0 if nothing was taken back.
-    aim: u32,
-    /// By how much they take longer all the same, by jitter or by a queue that others fill: nothing is held back for that.
+    /// How long a round trip took, and how much was on its way, before anything was taken back; until it can be told what
+    /// that has done.
+    before: Option<(u32, u64)>,
+    /// By how much round trips are longer whatever is on its way, by jitter or by a queue that others fill: nothing is held
+    /// back for that.
     jitter: u32,
 }
 
@@ -48,7 +50,7 @@ impl Default for Queue {
             bytes: 0,
             limit: u32::MAX,
             empties: false,
-            aim: 0,
+            before: None,
             jitter: 0,
         }
     }
@@ -96,26 +98,32 @@ impl Queue {
     /// Takes back what only queues up.
     fn look(&mut self) {
         let mean = u32::try_from(self.time / u64::from(self.count)).unwrap_or(u32::MAX);
-        if self.aim > 0 {
-            let near = self.aim.saturating_add(self.aim / 4 + SLACK);
-            let longer = mean.saturating_sub(near);
-            self.jitter = self.jitter.saturating_add(longer);
-            self.aim = 0;
-        }
+        let passed = self.bytes / u64::from(self.count);
+        self.judge(mean, passed);
         let time = if std::mem::take(&mut self.empties) && self.limit < u32::MAX {
             self.jitter = 0;
             self.shortest()
         } else {
             self.due()
         };
-        let passed = self.bytes / u64::from(self.count);
         if mean <= time || passed <= u64::from(LEAST) {
             return;
         }
         let passes = passed * u64::from(time) / u64::from(mean);
         self.limit = u32::try_from(passes).unwrap_or(u32::MAX).max(LEAST);
-        if u64::from(self.limit) < passed - passed / 4 {
-            self.aim = time;
+        self.before.get_or_insert((mean, passed));
+    }
+
+    /// Once much less is on its way than before, round trips should be as much shorter, if it was our own queue.
+    fn judge(&mut self, mean: u32, passed: u64) {
+        let Some((was, much)) = self.before else { return };
+        if passed > much - much / 4 {
+            return;
+        }
+        self.before = None;
+        let shortened = u32::try_from(u64::from(was) * passed / much).unwrap_or(u32::MAX);
+        if mean > shortened.midpoint(was) {
+            self.jitter = self.jitter.saturating_add(mean.saturating_sub(self.due()));
         }
     }
 }
@@ -169,6 +177,22 @@ mod tests {
             (passed, windows) = (passed + u64::from(flight), windows + (4 << 20));
         }
         assert!(passed > windows / 2, "{passed} of {windows}");
+    }
+
+    #[test]
+    fn what_does_not_get_shorter_is_no_queue_of_ours() {
+        for took in [4, 6, 20, 100] {
+            let (mut queue, mut now) = (Queue::default(), some_instant());
+            queue.measured(now, 2 * MS, 1000);
+            let (mut passed, mut windows) = (0, 0);
+            for _ in 0..2_000 {
+                now += took * MS;
+                let flight = queue.limit().min(1 << 20);
+                queue.measured(now, took * MS, flight);
+                (passed, windows) = (passed + u64::from(flight), windows + (1 << 20));
+            }
+            assert!(passed > windows / 10 * 7, "{took} ms: {passed} of {windows}");
+        }
     }
 
     #[test]
