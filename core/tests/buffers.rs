@@ -1,11 +1,10 @@
 //! Buffers follow need: idle visitors hold next to nothing, a lone transfer gets a large window and gives it back, and
 //! near the end of the memory new visitors get little, then nothing, while what runs goes on.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use portal_core::{AgentConfig, Kind, RelayConfig, RelayEvent, StreamId};
-use portal_sim::{Opening, TargetScript, World, agent_config, pattern, relay_config, service};
+use portal_core::{AgentConfig, Kind, RelayConfig, RelayEvent};
+use portal_sim::{TargetScript, World, agent_config, pattern, relay_config, service};
 
 /// An arbitrary origin for the virtual clock.
 #[expect(clippy::disallowed_methods, reason = "never compared with another clock")]
@@ -37,21 +36,12 @@ fn used(world: &World) -> (u64, u64) {
     )
 }
 
-fn modelled_visitor(world: &mut World) -> StreamId {
-    let (port, remote) = (world.public_port(0), SocketAddr::from(([198, 51, 100, 1], 1000)));
-    let visitor = world
-        .visit_modelled(0, port, remote, &Opening::Raw, 3000, 0)
-        .expect("accepted");
-    world.run(Duration::from_secs(1));
-    visitor
-}
-
 #[test]
 fn a_lone_transfer_gets_a_window_of_several_mib_and_gives_it_back() {
     let mut world = world(|_, _| {});
     world.agents[0].behaviour.targets = TargetScript::Model { most: 0 };
     world.impair(0, |link| link.latency = Duration::from_millis(50));
-    let visitor = modelled_visitor(&mut world);
+    let visitor = world.settled_visitor();
     let before = used(&world);
     world.upload(visitor, 64 * MIB);
     // Not each has all of its window: one that was shut has cost the bytes that asked whether it is open.
@@ -77,7 +67,7 @@ fn a_lone_transfer_gets_a_window_of_several_mib_and_gives_it_back() {
 fn a_transfer_that_slows_down_gives_back_what_it_does_not_need() {
     let mut world = world(|_, _| {});
     world.agents[0].behaviour.targets = TargetScript::Model { most: 0 };
-    let visitor = modelled_visitor(&mut world);
+    let visitor = world.settled_visitor();
     world.upload(visitor, 64 * MIB);
     let busy = used(&world);
     for _ in 0..100 {
@@ -153,7 +143,7 @@ fn near_the_end_of_memory_visitors_get_little_then_nothing_and_transfers_go_on()
     let mut world = world(|relay, _| relay.limits.memory = usize::try_from(limit).unwrap());
     world.agents[0].behaviour.targets = TargetScript::Model { most: 0 };
     let port = world.public_port(0);
-    let transfer = modelled_visitor(&mut world);
+    let transfer = world.settled_visitor();
     world.upload(transfer, MIB);
     let target = {
         let side = world.visitor(transfer).side.expect("modelled");

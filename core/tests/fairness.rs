@@ -1,10 +1,9 @@
 //! What moves much does not make those wait that ask for little, where the path between relay and agent is narrow.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use portal_core::{Kind, StreamId};
-use portal_sim::{Opening, TargetScript, World, agent_config, relay_config, service};
+use portal_sim::{TargetScript, World, agent_config, relay_config, service};
 
 /// An arbitrary origin for the virtual clock.
 #[expect(clippy::disallowed_methods, reason = "never compared with another clock")]
@@ -32,15 +31,6 @@ fn world(latency: Duration) -> World {
     world
 }
 
-fn visitor(world: &mut World) -> StreamId {
-    let (port, remote) = (world.public_port(0), SocketAddr::from(([198, 51, 100, 1], 1000)));
-    let visitor = world
-        .visit_modelled(0, port, remote, &Opening::Raw, 3000, 0)
-        .expect("accepted");
-    world.run(Duration::from_secs(1));
-    visitor
-}
-
 /// How long one of a hundred small requests takes to arrive, at the worst but one.
 fn small_request(world: &mut World, visitor: StreamId) -> Duration {
     let mut times: Vec<Duration> = (0..100)
@@ -56,9 +46,9 @@ fn small_request(world: &mut World, visitor: StreamId) -> Duration {
 /// Asserts that the p99 of small requests beside bulk is at most three times that without, and that bulk gets its line.
 fn is_fair(latency: Duration) {
     let mut world = world(latency);
-    let small = visitor(&mut world);
+    let small = world.settled_visitor();
     let alone = small_request(&mut world, small);
-    let bulk = visitor(&mut world);
+    let bulk = world.settled_visitor();
     world.visitor(bulk).left_to_send = 1 << 32;
     // It comes to speed, and has to find out what the line bears.
     world.run(Duration::from_secs(10));

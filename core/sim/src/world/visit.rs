@@ -88,6 +88,19 @@ impl World {
         self.relays[0].socket(id)
     }
 
+    /// A modelled visitor of relay 0 that says nothing yet comes to its first service, whose target's port is 3000, and has
+    /// a second to reach it.
+    ///
+    /// # Panics
+    /// If the relay refuses it.
+    pub fn settled_visitor(&mut self) -> StreamId {
+        let remote = SocketAddr::from(([198, 51, 100, 1], 1000));
+        let port = self.public_port(0);
+        let visitor = self.visit_modelled(0, port, remote, &Opening::Raw, 3000, 0);
+        self.run(Duration::from_secs(1));
+        visitor.expect("accepted")
+    }
+
     /// Has a modelled visitor of relay 0 send so many bytes to a target that keeps them, and returns how long it takes
     /// until they are all there.
     ///
