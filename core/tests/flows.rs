@@ -137,7 +137,7 @@ fn a_slow_target_gets_the_rest_of_a_broken_connection() {
     world.agents[0].behaviour.targets = TargetScript::Keep;
     let visitor = world.visit(world.public_port(0)).unwrap();
     // No more than the agent takes at once: what is left at the relay goes with the visitor.
-    let bytes = pattern(4_000);
+    let bytes = pattern(4_900);
     world.say(visitor, &bytes);
     world.run_until("the dial", |world| !world.agents[0].sockets.is_empty());
     let target = world.agents[0].dials[0].0;
