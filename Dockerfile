@@ -29,7 +29,7 @@ RUN portal-cli/package/image/build dependencies "$FEATURES"
 
 COPY . .
 RUN portal-cli/package/image/build program "$FEATURES"
-RUN portal-cli/package/image/build root /root-of-image
+RUN portal-cli/package/image/build root /root-of-image "$FEATURES"
 
 FROM scratch
 COPY --from=build /root-of-image /
