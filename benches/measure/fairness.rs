@@ -1,5 +1,5 @@
 //! What small requests wait for when a bulk transfer goes through the same tunnel, and through another one on the same
-//! machine: the second has the same load on its cores, and shares no queue.
+//! machine, to the same server: the second has the same load on its cores, and shares no queue of the tunnel.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,8 +12,8 @@ use tokio::time::sleep;
 use crate::figures::{Kind, Run, Subject, table};
 use crate::load::kept_alive;
 use crate::target::visit;
-use crate::tunnel::{Peer, Tunnel};
-use crate::worker::Service;
+use crate::tunnel::Peer;
+use crate::worker::{Server, Service};
 
 /// Requests of one run, one after the other.
 const REQUESTS: usize = 4_000;
@@ -45,7 +45,9 @@ pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> io::Result<Stri
 }
 
 async fn once(peer: &dyn Peer) -> io::Result<Run> {
-    let (tunnel, other) = (Tunnel::start(peer, Service::Echo)?, Tunnel::start(peer, Service::Echo)?);
+    let server = Server::start(Service::Echo, peer.place().far)?;
+    let tunnel = peer.start(server.port, peer.place())?;
+    let other = peer.start(server.port, peer.place())?;
     let mut run = Run::new();
     for bulk in [None, Some(other.addr), Some(tunnel.addr)] {
         let transfer = match bulk {

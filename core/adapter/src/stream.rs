@@ -12,7 +12,7 @@ use portal_core::{ByteStream, Machine, StreamId};
 use socket2::SockRef;
 
 /// How many bytes a stream may move in one visit, before the others have their turn.
-const VISIT_BYTES: usize = 256 * 1024;
+const VISIT_BYTES: usize = 64 * 1024;
 
 /// After this many tries that moved nothing though the runtime said "ready", other sockets come first.
 const IDLE_TRIES: usize = 3;

@@ -1,7 +1,8 @@
 //! The bounds of one turn of a driver.
 
-/// What is left of a turn's bounds. A turn of this size takes a few milliseconds. Small turns are cheap: looking for new
-/// readiness after one costs about one system call.
+/// What is left of a turn's bounds. A turn of this size takes a quarter of a millisecond: what becomes ready meanwhile waits
+/// for its end, so that who asks for little beside a bulk transfer waits for it at each end, both ways. Small turns are cheap:
+/// looking for new readiness after one costs about one system call.
 #[derive(Debug)]
 pub(crate) struct Budget {
     /// Sockets that may be visited.
@@ -24,10 +25,10 @@ impl Default for Budget {
     fn default() -> Self {
         Self {
             visits: 256,
-            stream_bytes: 1024 * 1024,
-            received: 512,
-            sent: 1024,
-            trains: 128,
+            stream_bytes: 128 * 1024,
+            received: 128,
+            sent: 256,
+            trains: 64,
             actions: 2048,
             exhausted: false,
         }

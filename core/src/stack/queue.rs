@@ -29,6 +29,8 @@ pub(super) struct Queue {
     /// By how much round trips are longer whatever is on its way, by jitter or by a queue that others fill: nothing is held
     /// back for that.
     jitter: u32,
+    /// The last measurement of that.
+    others: u32,
 }
 
 /// A path may have changed after so long: what was measured two spells ago is forgotten.
@@ -52,6 +54,7 @@ impl Default for Queue {
             empties: false,
             before: None,
             jitter: 0,
+            others: 0,
         }
     }
 }
@@ -114,17 +117,21 @@ impl Queue {
         self.before.get_or_insert((mean, passed));
     }
 
-    /// Once much less is on its way than before, round trips should be as much shorter, if it was our own queue.
+    /// What round trips take whatever is on its way: that with the least on its way, or where the line through a measurement
+    /// with much and one with less begins.
     fn judge(&mut self, mean: u32, passed: u64) {
-        let Some((was, much)) = self.before else { return };
-        if passed > much - much / 4 {
-            return;
-        }
+        let ours = match self.before {
+            _ if passed <= u64::from(LEAST) => 0,
+            Some((was, much)) if passed <= much - much / 4 => {
+                u64::from(was.saturating_sub(mean)) * passed / (much - passed)
+            }
+            _ => return,
+        };
         self.before = None;
-        let shortened = u32::try_from(u64::from(was) * passed / much).unwrap_or(u32::MAX);
-        if mean > shortened.midpoint(was) {
-            self.jitter = self.jitter.saturating_add(mean.saturating_sub(self.due()));
-        }
+        let ours = u32::try_from(ours).unwrap_or(u32::MAX);
+        let others = mean.saturating_sub(ours).saturating_sub(self.shortest());
+        // Measurements waver: the smaller one of two.
+        self.jitter = others.min(std::mem::replace(&mut self.others, others));
     }
 }
 
