@@ -1,10 +1,11 @@
 //! Measures builds of portal: what they hold in memory, what they bear, and how fast they are.
 //!
-//! `measure idle|connections|peers|ceiling|guest|speed|fairness|flows|all BINARY...` runs relay and agent of each build as
-//! processes of their own, on loopback, and prints Markdown; but `flows` is in memory and takes no build. Memory is that of the
-//! processes, the kernel's own for their sockets not counted. `connections=5000` is one of its two counts alone. `compare=DIRECTORY` is `speed` with other tunnels beside the builds, whose
-//! programs are in the directory, and `distance=DIRECTORY` has delay and loss between the ends; both need root for a network of
-//! their own. A binary can come with variables for its environment: `portal@MALLOC_ARENA_MAX=1`.
+//! `measure idle|connections|peers|ceiling|guest|speed|fairness|syscalls|flows|all BINARY...` runs relay and agent of each build
+//! as processes of their own, on loopback, and prints Markdown; but `flows` is in memory and takes no build. Memory is that of
+//! the processes, the kernel's own for their sockets not counted. `connections=5000` is one of its two counts alone.
+//! `compare=DIRECTORY` is `speed` with other tunnels beside the builds, whose programs are in the directory, and
+//! `distance=DIRECTORY` has delay and loss between the ends; both need root for a network of their own. A binary can come with
+//! variables for its environment: `portal@MALLOC_ARENA_MAX=1`.
 
 mod ceiling;
 mod connections;
@@ -21,6 +22,7 @@ mod peers;
 mod portal;
 mod process;
 mod speed;
+mod syscalls;
 mod target;
 mod tunnel;
 mod worker;
@@ -33,7 +35,7 @@ use portal::Build;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tunnel::Peer;
 
-const USAGE: &str = "usage: measure idle|connections[=COUNT]|peers|ceiling|guest|speed|fairness|flows|all \
+const USAGE: &str = "usage: measure idle|connections[=COUNT]|peers|ceiling|guest|speed|fairness|syscalls|flows|all \
                      BINARY[@NAME=VALUE...]..., or measure compare=DIRECTORY|distance=DIRECTORY \
                      BINARY[@NAME=VALUE...]...";
 
@@ -131,6 +133,10 @@ fn run(args: &[String]) -> io::Result<bool> {
     if chosen("fairness") {
         let peers: Vec<&dyn Peer> = builds.iter().map(|build| build as &dyn Peer).collect();
         println!("{}", runtime.block_on(fairness::compare(&peers, runs))?);
+    }
+    if chosen("syscalls") {
+        let peers: Vec<&dyn Peer> = builds.iter().map(|build| build as &dyn Peer).collect();
+        println!("{}", runtime.block_on(syscalls::compare(&peers, runs))?);
     }
     if chosen(flows::NAME) {
         held &= flows::many();

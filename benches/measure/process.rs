@@ -83,6 +83,10 @@ impl Process {
         })
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills it, and starts it again as it was.
     pub(crate) fn restart(&mut self) -> io::Result<()> {
         self.kill();
