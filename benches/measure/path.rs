@@ -29,6 +29,9 @@ const MTU: usize = 1500;
 const QUEUE: usize = 1_250_000;
 /// Packets taken from a device in one go.
 const TRAIN: usize = 64;
+/// Some kernels keep network namespaces to the ways of congestion control that users may choose.
+const NO_CUBIC: &str =
+    ": this kernel lets no network namespace have cubic: add it to /proc/sys/net/ipv4/tcp_allowed_congestion_control";
 
 /// A path, open until this is dropped.
 pub(crate) struct Distance {
@@ -54,8 +57,12 @@ impl Distance {
         ip(&["-n", far.name(), "link", "set", DEVICES[1], "up"])?;
         // What distributions have; some clouds' machines have another, which tells more of it than of the tunnels.
         let congestion = "printf cubic >/proc/sys/net/ipv4/tcp_congestion_control";
-        output(Command::new("sh").args(["-c", congestion]))?;
-        output(Command::new("ip").args(["netns", "exec", far.name(), "sh", "-c", congestion]))?;
+        for command in [
+            Command::new("sh").args(["-c", congestion]),
+            Command::new("ip").args(["netns", "exec", far.name(), "sh", "-c", congestion]),
+        ] {
+            output(command).map_err(|error| io::Error::other(format!("{error}{NO_CUBIC}")))?;
+        }
         let link = |seed| Netem::new(Impairments::default(), seed);
         let links = Arc::new(Mutex::new([link(1), link(2)]));
         let ends = Arc::new(AtomicBool::new(false));
