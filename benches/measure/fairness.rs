@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::figures::{Kind, Run, Subject, table};
+use crate::figures::{Kind, Run, in_turn};
 use crate::load::kept_alive;
 use crate::target::visit;
 use crate::tunnel::Peer;
@@ -31,17 +31,8 @@ const KINDS: [Kind; 7] = [
 ];
 
 /// The table.
-pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> io::Result<String> {
-    let mut subjects = Subject::all(peers);
-    for _ in 0..runs {
-        for (peer, subject) in peers.iter().zip(&mut subjects) {
-            match once(*peer).await {
-                Ok(run) => subject.runs.push(run),
-                Err(error) => eprintln!("{}: {error}", peer.name()),
-            }
-        }
-    }
-    Ok(table(&KINDS, &subjects))
+pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> String {
+    in_turn(peers, runs, &KINDS, once).await
 }
 
 async fn once(peer: &dyn Peer) -> io::Result<Run> {

@@ -1,5 +1,7 @@
 //! Figures of several runs, and their tables.
 
+use std::io;
+
 use crate::tunnel::Peer;
 
 /// One measured quantity.
@@ -34,6 +36,25 @@ impl Subject {
         };
         peers.iter().map(name).collect()
     }
+}
+
+/// Runs all peers so often, one after the other; the table. A run that fails is said, and gives no figures.
+pub(crate) async fn in_turn(
+    peers: &[&dyn Peer],
+    runs: usize,
+    kinds: &[Kind],
+    once: impl AsyncFn(&dyn Peer) -> io::Result<Run>,
+) -> String {
+    let mut subjects = Subject::all(peers);
+    for _ in 0..runs {
+        for (peer, subject) in peers.iter().zip(&mut subjects) {
+            match once(*peer).await {
+                Ok(run) => subject.runs.push(run),
+                Err(error) => eprintln!("{}: {error}", peer.name()),
+            }
+        }
+    }
+    table(kinds, &subjects)
 }
 
 /// A row for each subject: medians, with the spread from the least to the most.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::figures::{Kind, Run, Subject, table};
+use crate::figures::{Kind, Run, in_turn};
 use crate::load::{Direction, bulk};
 use crate::tunnel::{Peer, Tunnel};
 use crate::worker::Service;
@@ -48,20 +48,11 @@ const KINDS: [Kind; 12] = [
 ];
 
 /// The table: one download through each.
-pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> io::Result<String> {
+pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> String {
     if Command::new("perf").arg("--version").output().is_err() {
-        return Ok("Skipped: perf is not installed (Debian's linux-perf).\n".to_owned());
+        return "Skipped: perf is not installed (Debian's linux-perf).\n".to_owned();
     }
-    let mut subjects = Subject::all(peers);
-    for _ in 0..runs {
-        for (peer, subject) in peers.iter().zip(&mut subjects) {
-            match once(*peer).await {
-                Ok(run) => subject.runs.push(run),
-                Err(error) => eprintln!("{}, system calls: {error}", peer.name()),
-            }
-        }
-    }
-    Ok(table(&KINDS, &subjects))
+    in_turn(peers, runs, &KINDS, once).await
 }
 
 async fn once(peer: &dyn Peer) -> io::Result<Run> {
