@@ -2,6 +2,7 @@
 
 mod datagrams;
 mod inbound;
+mod liveness;
 mod services;
 mod status;
 mod uplink;

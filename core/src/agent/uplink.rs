@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::liveness::Liveness;
 use super::{Agent, AgentEvent};
 use crate::budget::BufferClass;
 use crate::control::{Channel, PORT, ToAgent, ToRelay, VERSION};
@@ -50,14 +51,8 @@ enum State {
     Calling,
     /// The control channel is being opened, or was and its hello is not answered.
     Greeting { channel: Channel, hello_sent: bool },
-    /// Services are leased. The relay was last `heard` on the channel then, and has been asked so often since.
-    Serving {
-        channel: Channel,
-        heard: Instant,
-        unanswered: u32,
-        /// The longest silence before the relay is asked.
-        patience: Duration,
-    },
+    /// Services are leased.
+    Serving { channel: Channel, liveness: Liveness },
     /// The relay or the channel failed: tried again later.
     Waiting,
     /// The agent ends.
@@ -77,20 +72,6 @@ const EAGER_FOR: Duration = Duration::from_secs(120);
 const CALLS_UNTIL_REPORT: u32 = 4;
 /// How long the channel may take to open and be greeted.
 const GREETING_DEADLINE: Duration = Duration::from_secs(5);
-/// The longest silence of a relay while visitors are connected.
-const SILENCE_AT_WORK: Duration = Duration::from_secs(10);
-/// The same while nobody is. NATs remember a mapping for longer, by WireGuard's experience.
-const SILENCE_IDLE: Duration = Duration::from_secs(25);
-/// The same at a relay whose leases are short.
-const SILENCE_SHORTEST: Duration = Duration::from_secs(3);
-/// How many silences are shorter than the life of a lease.
-const SILENCES_PER_LEASE: u32 = 3;
-/// What is not answered is asked again as TCP sends again: after this time, then twice, four and eight times as long.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
-/// Unanswered questions after which the tunnel is suspected, three seconds after the first: another handshake goes out.
-const QUESTIONS_UNTIL_DOUBT: u32 = 4;
-/// Unanswered questions after which the channel is given up.
-const QUESTIONS_UNTIL_DOWN: u32 = 4 * QUESTIONS_UNTIL_DOUBT;
 /// How long a refused agent waits before it asks again: a grant is all it takes.
 const REFUSED_RETRY: Duration = Duration::from_secs(3);
 /// The same for a single service.
@@ -137,7 +118,7 @@ impl Uplink {
     /// Why the channel carries nothing, if it does not. A question that is out and in time is no reason.
     pub(super) fn not_ready(&self) -> Option<String> {
         Some(match (&self.state, &self.refusal) {
-            (State::Serving { unanswered, .. }, _) if *unanswered <= QUESTIONS_UNTIL_DOUBT => return None,
+            (State::Serving { liveness, .. }, _) if !liveness.is_late() => return None,
             (State::Serving { .. }, _) => "the relay does not answer in time".into(),
             (State::Closed, _) => "the agent is shutting down".into(),
             (_, Some(refusal)) => format!("the relay refuses this agent: {refusal}"),
@@ -195,8 +176,11 @@ impl Agent {
     pub(super) fn note_work(&mut self, now: Instant) {
         let at_work = self.node.stack.flow_count() > 1 || self.associations.len() > 0;
         let begins = at_work && !std::mem::replace(&mut self.uplink.at_work, at_work);
-        if begins && matches!(self.uplink.state, State::Serving { unanswered: 0, .. }) {
-            self.uplink.due = self.uplink.due.min(now + SILENCE_AT_WORK);
+        if let State::Serving { liveness, .. } = &self.uplink.state
+            && begins
+            && !liveness.is_asked()
+        {
+            self.uplink.due = self.uplink.due.min(now + liveness.patience(true));
         }
     }
 
@@ -218,13 +202,12 @@ impl Agent {
                 self.uplink.in_doubt = true;
                 self.channel_lost(now, "the relay does not answer on the control channel");
             }
-            State::Serving { unanswered, .. } if *unanswered >= QUESTIONS_UNTIL_DOWN => {
+            State::Serving { liveness, .. } if liveness.is_gone() => {
                 self.uplink.in_doubt = true;
                 self.channel_lost(now, "the relay has stopped answering");
             }
-            State::Serving { unanswered, .. } => {
-                if *unanswered > 0 && unanswered.is_multiple_of(QUESTIONS_UNTIL_DOUBT) {
-                    // The path is in doubt: the relay may have restarted, or moved.
+            State::Serving { liveness, .. } => {
+                if liveness.is_in_doubt() {
                     self.node.wg.call(now, self.relay, true);
                     self.resolve();
                 }
@@ -319,21 +302,10 @@ impl Agent {
                 }
             }
         }
-        if let State::Serving {
-            heard,
-            unanswered,
-            patience,
-            ..
-        } = &mut self.uplink.state
-            && view.heard > *heard
+        if let State::Serving { liveness, .. } = &mut self.uplink.state
+            && liveness.heard(view.heard)
         {
-            (*heard, *unanswered) = (view.heard, 0);
-            let silence = if self.uplink.at_work {
-                SILENCE_AT_WORK
-            } else {
-                *patience
-            };
-            self.uplink.due = view.heard + silence.min(*patience);
+            self.uplink.due = view.heard + liveness.patience(self.uplink.at_work);
         }
         if view.broken {
             self.channel_lost(now, "the relay has reset the control channel: it may have restarted");
@@ -417,14 +389,9 @@ impl Agent {
             return;
         };
         let flow = channel.flow;
-        let patience = (lease / SILENCES_PER_LEASE).clamp(SILENCE_SHORTEST, SILENCE_IDLE);
-        self.uplink.state = State::Serving {
-            channel,
-            heard: now,
-            unanswered: 0,
-            patience,
-        };
-        self.uplink.due = now + patience;
+        let liveness = Liveness::new(now, lease);
+        self.uplink.due = now + liveness.patience(false);
+        self.uplink.state = State::Serving { channel, liveness };
         self.uplink.failures = 0;
         self.uplink.refusal = None;
         self.uplink.reported = 0;
@@ -552,20 +519,16 @@ impl Agent {
 
     /// Asks the relay for a sign of life on the control channel.
     fn ask(&mut self, now: Instant) {
-        if let State::Serving { unanswered, .. } = &mut self.uplink.state {
-            self.uplink.due = now + ASK_AGAIN * (1 << (*unanswered % QUESTIONS_UNTIL_DOUBT));
-            *unanswered += 1;
+        if let State::Serving { liveness, .. } = &mut self.uplink.state {
+            self.uplink.due = now + liveness.ask();
             self.ask_again(now);
         }
     }
 
     /// The same once more, if an answer is waited for.
     fn ask_again(&mut self, now: Instant) {
-        if let State::Serving {
-            channel,
-            unanswered: 1..,
-            ..
-        } = &self.uplink.state
+        if let State::Serving { channel, liveness } = &self.uplink.state
+            && liveness.is_asked()
         {
             self.node.stack.ask(now, channel.flow);
         }
