@@ -43,6 +43,8 @@ pub(super) struct Wire {
     shift: u8,
     /// The window that the other end told last, as it stood in the packet.
     window: u16,
+    /// The window that the socket was told last.
+    heard_window: u16,
     /// Up to where the other end takes bytes, as far as the socket has heard.
     edge: u32,
     /// What the other end has acknowledged.
@@ -119,6 +121,15 @@ impl Head {
 
     fn acknowledges(&self) -> bool {
         self.flags & ACK != 0
+    }
+
+    /// Takes the bytes out of a packet with an end.
+    fn keep_end(&mut self, packet: &mut [u8]) {
+        self.seq = self.seq.wrapping_add(self.payload);
+        self.payload = 0;
+        write_u32(packet, at::SEQ, self.seq);
+        let header_len = u16::from(packet[at::TCP_LEN] >> 4) * 4;
+        write_u16(packet, at::PAYLOAD_LEN, header_len);
     }
 
     /// Behind its last byte, SYN and FIN counted as such.
@@ -269,7 +280,11 @@ impl Wire {
 
     /// Translates a packet that is for the socket, and notes what it tells.
     pub(super) fn incoming(&mut self, now: Instant, packet: &mut [u8]) {
-        let Some(head) = Head::of(packet) else { return };
+        let Some(mut head) = Head::of(packet) else { return };
+        if head.flags & (SYN | RST | FIN) == FIN && head.seq.wrapping_add(head.payload) == self.told.0 {
+            // smoltcp drops a packet that has only bytes that have arrived before, and the end behind them with it.
+            head.keep_end(packet);
+        }
         if head.flags & (SYN | RST | FIN) == FIN && !self.is_in_window(head.seq.wrapping_add(head.payload)) {
             // smoltcp takes what fits, and the end as if the rest had come too. Both come again.
             packet[at::FLAGS] &= !FIN;
@@ -295,7 +310,7 @@ impl Wire {
             }
         }
         // Nobody looks at the checksum from here on: the packet passed the AEAD.
-        let window = self.window_for_socket(&head);
+        let window = self.no_repetition(&head, self.window_for_socket(&head));
         if window != head.window {
             write_u16(packet, at::WINDOW, window);
         }
@@ -319,6 +334,19 @@ impl Wire {
         }
     }
 
+    /// The same window, or one next to it where only our end is on its way: after the third acknowledgement that is like the
+    /// one before, smoltcp would send again at once what there are no bytes of, and stop the timer by which it does so.
+    fn no_repetition(&mut self, head: &Head, window: u16) -> u16 {
+        let only_end = head.ack == self.put && self.sent == self.put.wrapping_add(1);
+        let window = match window {
+            1 if only_end && self.heard_window == 1 => 2,
+            _ if only_end && self.heard_window == window => window - 1,
+            _ => window,
+        };
+        self.heard_window = window;
+        window
+    }
+
     /// What may be on its way, as a window stands in a packet; at least one unit.
     fn limit(&self) -> u16 {
         let units = self.queue.limit() >> self.remote.scale.unwrap_or(0);
@@ -338,6 +366,12 @@ impl Wire {
     /// Bytes sent and not acknowledged.
     pub(super) fn in_flight(&self) -> u32 {
         self.sent.wrapping_sub(self.acknowledged)
+    }
+
+    /// The most that was on its way since this was last asked, or half of it if something was lost: that was too much then.
+    pub(super) fn proven_window(&self) -> usize {
+        let flight = usize::try_from(self.most_in_flight).unwrap_or(usize::MAX);
+        if self.repeated { flight / 2 } else { flight }
     }
 
     /// Whether bytes have arrived that others are missing in front of, given that all before those were taken.

@@ -630,3 +630,41 @@ fn growth_that_cannot_be_had_changes_nothing() {
     assert_eq!(pair.buffers(), Some(Buffers::both(BufferClass::FIRST)));
     pair.check();
 }
+
+/// smoltcp takes the third acknowledgement that says the same for a sign that bytes were lost, has none to send again, and
+/// forgets that its end may have been.
+#[test]
+fn an_end_that_is_lost_is_sent_again_whatever_is_acknowledged_before_it() {
+    for manners in [MODERN, ANCIENT] {
+        let mut pair = Pair::new(true, manners);
+        let next = pair.script.expected;
+        pair.end.stack.send(pair.flow, &[1; 1000]);
+        pair.end.stack.close(pair.flow);
+        assert!(!pair.packets().is_empty());
+        for _ in 0..5 {
+            pair.feed(TcpControl::None, Some(next.wrapping_add(1000)), &[]);
+        }
+        pair.now += Duration::from_secs(2);
+        pair.end.stack.handle_timeout(pair.now, &mut pair.end.resources);
+        let again = pair.packets();
+        let (own, _) = pair.addresses();
+        let last = parse(again.last().expect("it is sent again"), own, pair.script.address);
+        assert_eq!((last.control, last.payload.len()), (TcpControl::Fin, 0));
+        pair.check();
+    }
+}
+
+/// smoltcp drops a packet of which it has all the bytes.
+#[test]
+fn an_end_behind_bytes_that_have_all_arrived_before_is_heard() {
+    for manners in [MODERN, ANCIENT] {
+        let mut pair = Pair::new(true, manners);
+        pair.upload(1000);
+        pair.script.next = pair.script.next.wrapping_sub(100);
+        let again: Vec<_> = (900..1000).map(byte).collect();
+        pair.feed(TcpControl::Fin, Some(pair.script.expected), &again);
+        pair.exchange();
+        assert!(pair.end.stack.view(pair.flow).unwrap().remote_fin);
+        pair.check();
+    }
+}
