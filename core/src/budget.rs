@@ -33,6 +33,10 @@ const CLASSES: [(BufferClass, usize); 5] = [
     (BufferClass::SMALLEST, 95),
 ];
 
+/// Up to this share of the budget in percent it is ample: half of what may be used before the largest class is no longer
+/// handed out.
+const AMPLE: usize = 20;
+
 impl BufferClass {
     /// The smallest class, for which flows are refused rather than shrunk any further.
     pub(crate) const SMALLEST: Self = Self(4 * 1024);
@@ -50,18 +54,18 @@ impl BufferClass {
     }
 
     /// The smallest class that holds so many bytes, or the largest there is.
-    pub(crate) fn holding(bytes: usize) -> Self {
-        let upwards = CLASSES.into_iter().rev().map(|(class, _)| class);
-        upwards
-            .into_iter()
-            .find(|class| class.0 >= bytes)
-            .unwrap_or(Self::LARGEST)
+    pub(crate) const fn holding(bytes: usize) -> Self {
+        let mut at = CLASSES.len() - 1;
+        while at > 0 && CLASSES[at].0.0 < bytes {
+            at -= 1;
+        }
+        CLASSES[at].0
     }
 }
 
 impl Buffers {
     /// Two of the same size.
-    pub(crate) fn both(class: BufferClass) -> Self {
+    pub(crate) const fn both(class: BufferClass) -> Self {
         Self {
             receive: class.bytes(),
             send: class.bytes(),
@@ -82,6 +86,11 @@ impl Budget {
     /// Bytes there are in all.
     pub(crate) fn limit(&self) -> usize {
         self.limit
+    }
+
+    /// Whether next to nothing is used: who needs much will find it, whatever others get.
+    pub(crate) fn is_ample(&self) -> bool {
+        self.used.saturating_mul(100) <= self.limit.saturating_mul(AMPLE)
     }
 
     /// Bytes charged now.

@@ -1,12 +1,12 @@
-//! How fast one upload is, over round trip, loss and memory, as a table in the repository: a change of the TCP layer is
-//! reviewed as a diff of `throughput.txt`. `UPDATE=1` writes it anew.
+//! How fast one upload is, over round trip, loss and memory, and how soon a page is there, as tables in the repository: a
+//! change of the TCP layer is reviewed as a diff of `throughput.txt`. `UPDATE=1` writes it anew.
 
 use std::fmt::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use portal_core::Kind;
-use portal_sim::{Loss, Opening, TargetScript, World, agent_config, relay_config, service};
+use portal_sim::{Loss, Opening, TargetScript, World, agent_config, pattern, relay_config, service};
 
 const ROUND_TRIPS: [u64; 3] = [2, 20, 100];
 /// Out of a million.
@@ -18,8 +18,13 @@ const MOST_BYTES: u64 = 4 << 20;
 const LONGEST: Duration = Duration::from_secs(20);
 /// A lossy cell is the mean of as many runs.
 const LOSSY_RUNS: u64 = 8;
+/// A page: what it names, so many at once, each over a connection of its own that gets back what it sends.
+const OBJECTS: usize = 24;
+const AT_ONCE: usize = 6;
+const OBJECT: usize = 50_000;
+
 #[test]
-fn the_table_is_as_committed() {
+fn the_tables_are_as_committed() {
     let mut table =
         String::from("One upload, kB/s. Memory of both ends in MiB across, round trip and loss (each way) down.\n\n");
     let heads = MEMORIES.iter().map(|memory| format!("{memory:>8}"));
@@ -33,6 +38,17 @@ fn the_table_is_as_committed() {
             let cells: String = cells.collect();
             let percent = f64::from(loss) / 10_000.0;
             writeln!(table, "{round_trip:>4} ms {percent:>4} %{cells}").expect("a string takes all");
+        }
+    }
+    table.push_str(
+        "\n24 times 50 kB there and back, six at once, each over a connection of its own: ms, and the same again.\n\n",
+    );
+    writeln!(table, "{:>7} {:>6}{:>8}{:>8}", "RTT", "loss", "first", "again").expect("a string takes all");
+    for round_trip in ROUND_TRIPS {
+        for loss in [0, 10_000] {
+            let percent = f64::from(loss) / 10_000.0;
+            let [first, again] = pages(round_trip, loss);
+            writeln!(table, "{round_trip:>4} ms {percent:>4} %{first:>8}{again:>8}").expect("a string takes all");
         }
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/throughput.txt");
@@ -49,6 +65,53 @@ fn kilobytes_per_second(round_trip: u64, loss: u32, memory: usize) -> u64 {
         time += took;
     }
     (u128::from(bytes) * 1_000_000 / time.as_nanos()) as u64
+}
+
+/// How many milliseconds two pages take, one after the other.
+fn pages(round_trip: u64, loss: u32) -> [u128; 2] {
+    let runs = if loss == 0 { 1 } else { 4 * LOSSY_RUNS };
+    let mut took = [Duration::ZERO; 2];
+    for seed in 0..runs {
+        let mut world = World::new(origin(), seed);
+        world.add_relay(relay_config(0));
+        world.add_agent(agent_config(0, 0, vec![service(Kind::Tcp, 3000)]), 0);
+        world.run_until("the lease", |world| world.public(0).is_some());
+        world.impair(0, |link| {
+            link.latency = Duration::from_millis(round_trip) / 2;
+            link.loss = Loss::Random(loss);
+        });
+        for took in &mut took {
+            *took += page(&mut world);
+        }
+    }
+    took.map(|took| took.as_millis() / u128::from(runs))
+}
+
+fn page(world: &mut World) -> Duration {
+    let bytes = pattern(OBJECT);
+    let fetch = |world: &mut World| {
+        let visitor = world.visit(world.public_port(0)).expect("accepted");
+        world.say(visitor, &bytes);
+        world.visitor(visitor).fin_to_send = true;
+        visitor
+    };
+    let start = world.now;
+    let mut asked = AT_ONCE;
+    let mut lanes: Vec<_> = (0..AT_ONCE).map(|_| fetch(world)).collect();
+    while !lanes.is_empty() {
+        world.step(start + 10 * LONGEST);
+        lanes.retain_mut(|visitor| {
+            if world.visitor(*visitor).received.len() < OBJECT {
+                return true;
+            }
+            asked += 1;
+            if asked <= OBJECTS {
+                *visitor = fetch(world);
+            }
+            asked <= OBJECTS
+        });
+    }
+    world.now - start
 }
 
 /// How many bytes arrived, and how long it took.

@@ -143,6 +143,7 @@ impl Stack {
         }
         flow.queued = false;
         flow.sent_in_turn = 0;
+        self.precedents.learn(now, flow);
         self.schedule.finish_flow();
         if changed {
             self.touch(id);

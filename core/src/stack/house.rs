@@ -6,8 +6,8 @@
 //! out of order are lost on purpose: they were not acknowledged, and the other end sends them again (RFC 2018, section 8).
 //! Sequence numbers differ from then on, which [`Wire`] makes good.
 //!
-//! A new socket would also begin with the smallest congestion window. It is brought back to what the connection had on its
-//! way just before, by bytes that are made up and acknowledged within the machine as well.
+//! A new socket would also begin with the smallest congestion window. It is brought to what the connection had on its way
+//! just before, or others before it, by bytes that are made up and acknowledged within the machine as well.
 
 use std::net::Ipv6Addr;
 
@@ -19,13 +19,40 @@ use super::device::{PacketSlot, Port};
 use super::flow::endpoint;
 use super::wire::{self, Head, Way, Wire};
 use super::{FlowKey, SPEED};
-use crate::budget::{BufferClass, Buffers};
+use crate::budget::{Budget, BufferClass, Buffers};
 
 /// The set holds this one socket for as long as it stands behind the flow.
 pub(super) struct House {
     pub(super) set: SocketSet<'static>,
     handle: SocketHandle,
     pub(super) buffers: Buffers,
+}
+
+/// What a socket begins with that is made for a connection that there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) buffers: Buffers,
+    /// How many bytes its congestion window holds; no less than RFC 6928 allows.
+    pub(super) window: usize,
+}
+
+impl Start {
+    /// What is enough for most.
+    pub(super) const USUAL: Self = Self {
+        buffers: Buffers::both(BufferClass::FIRST),
+        window: 0,
+    };
+
+    /// The same with buffers as large as the budget allows, at most of a class, for a flow that gives back `held` bytes and
+    /// costs `more` besides. `None` if even the smallest are too much.
+    pub(super) fn within(self, most: BufferClass, budget: &Budget, more: usize, held: usize) -> Option<Self> {
+        let affordable = |bytes| budget.affordable(BufferClass::holding(bytes).min(most), 2, more, held);
+        let buffers = Buffers {
+            receive: affordable(self.buffers.receive)?.bytes(),
+            send: affordable(self.buffers.send)?.bytes(),
+        };
+        Some(Self { buffers, ..self })
+    }
 }
 
 /// What a house costs besides its buffers, rounded up.
@@ -53,7 +80,7 @@ const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60 * SPEED);
 /// The congestion window that smoltcp begins with.
 const SMOLTCP_FIRST_WINDOW: usize = 2048;
 /// The one that RFC 6928 allows.
-const FIRST_WINDOW: usize = 14_600;
+pub(super) const FIRST_WINDOW: usize = 14_600;
 /// How many packets are made up at most: enough for the largest buffer, unless the other end takes tiny ones only.
 const MOST_PACKETS: usize = BufferClass::LARGEST.bytes() / PACKET.len();
 /// Bytes that are made up; fewer than a packet holds.
@@ -75,8 +102,7 @@ impl House {
         Self { set, handle, buffers }
     }
 
-    /// For a connection that there is already: takes it over from whatever socket it had, or had not. It is quiet, and
-    /// as many bytes as `in_flight` were on their way not long ago.
+    /// For a connection that there is already: takes it over from whatever socket it had, or had not. It is quiet.
     ///
     /// `None` if that fails, which is a fault of this crate; nothing has changed then.
     pub(super) fn take_over(
@@ -84,9 +110,9 @@ impl House {
         now: Instant,
         key: &FlowKey,
         wire: &mut Wire,
-        buffers: Buffers,
-        in_flight: usize,
+        start: Start,
     ) -> Option<Self> {
+        let buffers = start.buffers;
         let mut house = Self::new(buffers);
         house.establish();
         house.socket_mut().listen(endpoint(builder.own, key.local_port)).ok()?;
@@ -102,7 +128,7 @@ impl House {
         }
         let mut window = SMOLTCP_FIRST_WINDOW;
         let offered = PACKET.len().min(wire.remote_mss()).min(buffers.send);
-        let wanted = in_flight.max(FIRST_WINDOW.min(10 * wire.remote_mss()));
+        let wanted = start.window.max(FIRST_WINDOW.min(10 * wire.remote_mss()));
         // One that holds less can make no use of a larger one.
         let wanted = wanted.min(MOST_PACKETS * offered).min(buffers.send);
         // Nothing can be sent into a window of the other end that has closed, not even within the machine.

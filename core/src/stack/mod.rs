@@ -19,6 +19,7 @@ mod house;
 mod ingress;
 mod ip;
 mod need;
+mod precedent;
 mod queue;
 mod schedule;
 mod sleep;
@@ -37,8 +38,9 @@ pub(crate) use self::ip::{Payload, parse};
 
 use self::device::{PacketSlot, Port};
 use self::flow::{FLOW_STATE, Flow, endpoint};
-use self::house::HOUSE_STATE;
+use self::house::{HOUSE_STATE, Start};
 use self::ip::UDP_HEADERS;
+use self::precedent::Precedents;
 use self::schedule::Schedule;
 use crate::budget::{BufferClass, Buffers};
 use crate::byte_queue::ByteQueue;
@@ -149,6 +151,7 @@ pub(crate) struct Stack {
     /// Until when the flows of peers without a session are kept: smoltcp's own timers do not run for them.
     unreachable: TimerQueue<PeerId>,
     touched: VecDeque<FlowId>,
+    precedents: Precedents,
     queue: ByteQueue<PeerId>,
     reply: PacketSlot,
     /// The next packet of a flow, made but not yet taken.
@@ -191,6 +194,7 @@ impl Stack {
             schedule: Schedule::default(),
             unreachable: TimerQueue::new(),
             touched: VecDeque::new(),
+            precedents: Precedents::default(),
             queue: ByteQueue::new(MAX_QUEUED_BYTES),
             next: PacketSlot::new(config.mtu),
             next_peer: None,
@@ -349,6 +353,7 @@ impl Stack {
         }
         self.schedule.forget(peer);
         self.unreachable.clear(peer);
+        self.precedents.forget(peer);
     }
 
     /// The next flow in whose life something happened since it was last returned.
@@ -393,8 +398,12 @@ impl Stack {
             resources.counters.refused_flows_full += 1;
             return Err(ConnectError::TooManyFlows);
         }
-        // Nobody knows yet whether anything comes of it.
-        let buffers = Buffers::both(BufferClass::SMALLEST);
+        // Nobody knows yet whether anything comes of it. A window can be told before that only by who answers.
+        let start = self.precedents.start(now, peer, &resources.budget);
+        let mut buffers = Buffers::both(BufferClass::SMALLEST);
+        if inbound && start != Start::USUAL {
+            buffers.receive = start.buffers.receive.min(largest.bytes());
+        }
         let cost = FLOW_STATE + HOUSE_STATE + buffers.bytes();
         let affordable = resources.budget.affordable(BufferClass::SMALLEST, 0, cost, 0);
         if affordable.is_none() || !resources.budget.charge(cost) {

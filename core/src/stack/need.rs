@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::house::{Builder, House};
+use super::house::{Builder, House, Start};
 use super::wire::{UNSCALED_WINDOW, Wire};
 use super::{FlowId, Stack};
 use crate::budget::{Budget, BufferClass, Buffers};
@@ -98,10 +98,15 @@ impl Need {
         self.arrived_since_look += bytes;
     }
 
-    /// What a flow gets once its connection is established, instead of what it had until then.
-    fn first(&self, has: Buffers, budget: &Budget) -> Buffers {
-        let class = budget.affordable(self.most.min(BufferClass::FIRST), 2, 0, has.bytes());
-        class.map_or(has, Buffers::both)
+    /// The bytes that have arrived since it was last looked at whether the buffers are too large.
+    pub(super) fn arrived_since_look(&self) -> usize {
+        self.arrived_since_look
+    }
+
+    /// What a flow gets once its connection is established, instead of what it `has`.
+    fn first(&self, has: Buffers, start: Start, budget: &Budget) -> Start {
+        let affordable = start.within(self.most, budget, 0, has.bytes());
+        affordable.unwrap_or(Start { buffers: has, ..start })
     }
 
     /// The flow wishes to move, as soon as what was sent is acknowledged and what was received is taken.
@@ -201,17 +206,23 @@ impl Stack {
         let wished = flow.need.wishes();
         flow.need.consider(now, house, &mut flow.wire, &resources.budget);
         let is_quiet = house.is_quiet() && !flow.wire.has_holes();
-        let buffers = match flow.need.wish {
-            Some(wish) if is_quiet => Some(wish.buffers),
-            None if flow.need.fresh && is_quiet => Some(flow.need.first(house.buffers, &resources.budget)),
+        let start = match flow.need.wish {
+            Some(wish) if is_quiet => Some(Start {
+                buffers: wish.buffers,
+                window: flow.wire.proven_window(),
+            }),
+            None if flow.need.fresh && is_quiet => {
+                let start = self.precedents.start(now, flow.peer, &resources.budget);
+                Some(flow.need.first(house.buffers, start, &resources.budget))
+            }
             _ => None,
         };
         if wished && !flow.need.wishes() {
             // The owner was held back for it.
             self.touch(id);
         }
-        let Some(buffers) = buffers else { return false };
-        if !self.move_flow(now, id, buffers, resources) {
+        let Some(start) = start else { return false };
+        if !self.move_flow(now, id, start, resources) {
             return false;
         }
         let Some(flow) = self.flows.get_mut(id.0) else {
@@ -228,10 +239,12 @@ impl Stack {
         let Some(house) = flow.house.as_ref().filter(|house| house.is_quiet()) else {
             return;
         };
-        let (peer, buffers) = (flow.peer, flow.need.first(house.buffers, &resources.budget));
+        let peer = flow.peer;
+        let start = self.precedents.start(now, peer, &resources.budget);
+        let start = flow.need.first(house.buffers, start, &resources.budget);
         // The next packet may have been made already, for another flow.
         std::mem::swap(&mut self.reply, &mut self.next);
-        if self.move_flow(now, id, buffers, resources)
+        if self.move_flow(now, id, start, resources)
             && let Some(flow) = self.flows.get_mut(id.0)
         {
             flow.wire.outgoing(now, self.next.packet_mut());
@@ -242,14 +255,14 @@ impl Stack {
 
     /// Moves a quiet flow. Returns whether the other end should hear of it: what to tell it is in the slot of the next
     /// packet, as the socket made it.
-    fn move_flow(&mut self, now: Instant, id: FlowId, buffers: Buffers, resources: &mut Resources) -> bool {
+    fn move_flow(&mut self, now: Instant, id: FlowId, start: Start, resources: &mut Resources) -> bool {
         let smoltcp_now = self.smoltcp_instant(now);
         let Some(flow) = self.flows.get_mut(id.0) else {
             return false;
         };
         let before = flow.charge();
         let Some(house) = &flow.house else { return false };
-        let after = before - house.buffers.bytes() + buffers.bytes();
+        let after = before - house.buffers.bytes() + start.buffers.bytes();
         let wished = flow.need.wishes();
         if !resources.budget.recharge(before, after) {
             flow.need.give_up(now);
@@ -262,11 +275,8 @@ impl Stack {
             own: self.address,
             slot: &mut self.next,
         };
-        let flight = usize::try_from(flow.wire.most_in_flight).unwrap_or(0);
-        // What was lost on the way says that it was too much.
-        let flight = if flow.wire.repeated { flight / 2 } else { flight };
-        let is_news = flow.wire.is_news(buffers.receive);
-        let house = House::take_over(&mut builder, smoltcp_now, &flow.key, &mut flow.wire, buffers, flight);
+        let is_news = flow.wire.is_news(start.buffers.receive);
+        let house = House::take_over(&mut builder, smoltcp_now, &flow.key, &mut flow.wire, start);
         debug_assert!(house.is_some(), "a quiet flow can move");
         let has_moved = house.is_some();
         if let Some(house) = house {

@@ -7,9 +7,9 @@
 use std::time::{Duration, Instant};
 
 use super::flow::Flow;
-use super::house::{Builder, DEAD_SECONDS, HOUSE_STATE, House, KEEP_ALIVE_SECONDS};
+use super::house::{Builder, DEAD_SECONDS, HOUSE_STATE, House, KEEP_ALIVE_SECONDS, Start};
 use super::need::silence;
-use super::wire::{self, Way};
+use super::wire::{self, Head, Way};
 use super::{FlowId, Owner, Stack};
 use crate::budget::{BufferClass, Buffers};
 use crate::resources::Resources;
@@ -81,7 +81,7 @@ impl Stack {
         let repr = if flow.seen.aborted {
             (!std::mem::replace(&mut flow.reset_sent, true)).then(|| flow.wire.reset())
         } else if flow.wakes {
-            if self.wake(now, id, resources) {
+            if self.wake(now, id, true, resources) {
                 return !self.next.is_empty();
             }
             None
@@ -159,28 +159,31 @@ impl Stack {
             }
             return true;
         }
+        // Bytes are acknowledged, and the window is told with that.
+        let tells = Head::of(packet).is_none_or(|head| head.payload == 0);
         std::mem::swap(&mut self.reply, &mut self.next);
-        let awake = self.wake(now, id, resources);
+        let awake = self.wake(now, id, tells, resources);
         std::mem::swap(&mut self.reply, &mut self.next);
         self.push_reply(peer);
         // If there is no memory now, it is as if the network had lost the packet.
         !awake
     }
 
-    /// Gives a sleeping flow a socket and buffers again, if there is memory. What the other end should hear of it is in the
-    /// slot of the next packet.
-    fn wake(&mut self, now: Instant, id: FlowId, resources: &mut Resources) -> bool {
+    /// Gives a sleeping flow a socket and buffers again, if there is memory. If it `tells`, what the other end should hear of
+    /// it is in the slot of the next packet.
+    fn wake(&mut self, now: Instant, id: FlowId, tells: bool, resources: &mut Resources) -> bool {
         let smoltcp_now = self.smoltcp_instant(now);
         let Some(flow) = self.flows.get_mut(id.0) else {
             return false;
         };
-        let most = BufferClass::FIRST.min(flow.need.most());
         let budget = &mut resources.budget;
+        let start = self.precedents.start(now, flow.peer, budget);
         // Flows that are there come before new ones: they may have the last of the budget.
-        let class = budget
-            .affordable(most, 2, HOUSE_STATE, 0)
-            .unwrap_or(BufferClass::SMALLEST);
-        let buffers = Buffers::both(class);
+        let start = start.within(flow.need.most(), budget, HOUSE_STATE, 0).unwrap_or(Start {
+            buffers: Buffers::both(BufferClass::SMALLEST),
+            ..start
+        });
+        let buffers = start.buffers;
         if !budget.charge(HOUSE_STATE + buffers.bytes()) {
             resources.counters.wakes_delayed += 1;
             return false;
@@ -191,8 +194,8 @@ impl Stack {
             own: self.address,
             slot: &mut self.next,
         };
-        let is_news = flow.wire.is_news(buffers.receive);
-        let house = House::take_over(&mut builder, smoltcp_now, &flow.key, &mut flow.wire, buffers, 0);
+        let is_news = tells && flow.wire.is_news(buffers.receive);
+        let house = House::take_over(&mut builder, smoltcp_now, &flow.key, &mut flow.wire, start);
         debug_assert!(house.is_some(), "a sleeping flow can wake");
         let Some(house) = house else {
             resources.budget.release(HOUSE_STATE + buffers.bytes());

@@ -468,3 +468,59 @@ fn any_packet_is_a_reply_or_a_counted_drop() {
     assert!(ends.b.resources.counters.drop_inner_packet > 1000);
     ends.check();
 }
+
+/// Round trips until the answer of so many bytes to a small request is there, over a new connection.
+fn round_trips(ends: &mut Ends, answer: usize) -> u32 {
+    let remote = ends.b.stack.address;
+    let owner = Owner::Stream(StreamId::from_parts(0, 0));
+    let End {
+        stack, resources, peer, ..
+    } = &mut ends.a;
+    let a = stack
+        .connect(ends.now, *peer, remote, PORT, owner, BufferClass::LARGEST, resources)
+        .unwrap();
+    let (mut b, mut is_asked, mut sent, mut received, mut round_trips) = (None, false, 0, 0, 0);
+    while received < answer {
+        if !is_asked {
+            is_asked = ends.a.stack.send(a, b"?") > 0;
+        }
+        let up = ends.a.packets(ends.now);
+        ends.now += Duration::from_millis(10);
+        ends.b.take(ends.now, &up);
+        let flow = *b.get_or_insert_with(|| *ends.b.touched().last().expect("the SYN has arrived"));
+        ends.b.stack.set_owner(flow, owner);
+        ends.b.read(flow);
+        if is_asked && ends.b.stack.view(flow).unwrap().can_send {
+            sent += ends.b.stack.send(flow, &vec![7; answer - sent]);
+        }
+        let down = ends.b.packets(ends.now);
+        ends.now += Duration::from_millis(10);
+        ends.a.take(ends.now, &down);
+        received += ends.a.read(a).len();
+        round_trips += 1;
+        assert!(round_trips < 100);
+    }
+    ends.exchange();
+    for (end, flow) in [(&mut ends.a, a), (&mut ends.b, b.unwrap())] {
+        end.stack.release(flow, false, &mut end.resources);
+    }
+    ends.exchange();
+    assert_eq!(ends.a.stack.flow_count(), 0);
+    round_trips
+}
+
+#[test]
+fn a_connection_begins_with_what_those_before_it_needed() {
+    let mut ends = Ends::new();
+    const BYTES: usize = 50_000;
+    let first = round_trips(&mut ends, BYTES);
+    assert!(first >= 5, "{first}");
+    assert_eq!(round_trips(&mut ends, 100), 2);
+    round_trips(&mut ends, BYTES);
+    assert_eq!(round_trips(&mut ends, BYTES), 2, "the handshake, and all of it");
+    // A peer that has come anew is a stranger.
+    let peer = ends.a.peer;
+    ends.a.stack.lose_flows(peer, &mut ends.a.resources);
+    assert!(round_trips(&mut ends, BYTES) > 2);
+    ends.check();
+}
