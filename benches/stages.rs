@@ -127,8 +127,8 @@ impl Stacks {
         let now = Instant::now();
         let keys = [1, 2].map(|byte| portal_core::identity::SecretKey::from_bytes([byte; 32]).public_key());
         let (mut here, mut there) = (
-            StackEnd::new(now, keys[0], keys[1]),
-            StackEnd::new(now, keys[1], keys[0]),
+            StackEnd::new(now, keys[0], keys[1], false),
+            StackEnd::new(now, keys[1], keys[0], true),
         );
         there.serve(80);
         let from = here.connect(now, 80).expect("room for one");

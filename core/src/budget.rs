@@ -33,9 +33,9 @@ const CLASSES: [(BufferClass, usize); 5] = [
     (BufferClass::SMALLEST, 95),
 ];
 
-/// Up to this share of the budget in percent it is ample: half of what may be used before the largest class is no longer
-/// handed out.
-const AMPLE: usize = 20;
+/// Up to this share of the budget in percent it is ample: most of what may be used before the largest class is no longer
+/// handed out is left.
+const AMPLE: usize = 10;
 
 impl BufferClass {
     /// The smallest class, for which flows are refused rather than shrunk any further.

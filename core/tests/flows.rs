@@ -148,6 +148,7 @@ fn a_slow_target_gets_the_rest_of_a_broken_connection() {
     world.run(Duration::from_secs(1));
     world.abort(HostId::Relay(0), visitor);
     world.run_until("the reset", |world| world.agents[0].sockets[&target].reset);
+    assert_eq!(world.agents[0].sockets[&target].received.len(), bytes.len());
     assert!(world.agents[0].sockets[&target].received == bytes);
 }
 
@@ -159,6 +160,7 @@ fn a_slow_reader_holds_the_writer_back() {
     world.say(visitor, b"x");
     world.run_until("the dial", |world| !world.agents[0].sockets.is_empty());
     let target = world.agents[0].dials[0].0;
+    world.run_until("the byte", |world| world.agents[0].sockets[&target].received == b"x");
     world.agents[0].socket(target).reads = false;
     let bytes = pattern(16 << 20);
     world.say(visitor, &bytes);

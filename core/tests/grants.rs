@@ -311,6 +311,7 @@ fn connections_of_a_key_are_bounded_over_all_its_leases() {
     assert_eq!(world.visitor(next).received, b"room again");
     change(&mut world, vec![grant(0, 3, 0), grant(1, 0, 0)]);
     let more = world.visit(port).unwrap();
+    world.run(Duration::from_millis(10));
     change(&mut world, vec![grant(0, 1, 0), grant(1, 0, 0)]);
     let too_many = world.visit(port).unwrap();
     world.say(more, b"stays");

@@ -39,6 +39,8 @@ struct Talk {
     sent: [usize; 2],
     received: [usize; 2],
     closed: [bool; 2],
+    /// How many of the first bytes the first side has yet to send.
+    early: usize,
     /// Somebody let go of it before it was over: it need not be whole.
     given_up: bool,
 }
@@ -46,6 +48,8 @@ struct Talk {
 const HAPPENINGS: usize = 40;
 const TALKS: usize = 8;
 const FIRST_PORT: u16 = 1024;
+/// How many bytes are to travel with a SYN: some that fit, and more.
+const EARLY: [usize; 4] = [0, 1, 600, 3000];
 /// As long as an end waits for the other one before it counts as dead, and somewhat more.
 const PATIENCE: Duration = Duration::from_secs(400);
 
@@ -75,8 +79,8 @@ impl Ends {
     fn new(now: Instant, seed: u64) -> Self {
         let keys = [1, 2].map(|byte| SecretKey::from_bytes([byte; 32]).public_key());
         let mut stacks = [
-            StackEnd::new(now, keys[0], keys[1]),
-            StackEnd::new(now, keys[1], keys[0]),
+            StackEnd::new(now, keys[0], keys[1], false),
+            StackEnd::new(now, keys[1], keys[0], seed % 4 != 0),
         ];
         for port in (FIRST_PORT..).take(TALKS) {
             stacks[1].serve(port);
@@ -96,7 +100,10 @@ impl Ends {
                 if self.talks.len() < TALKS
                     && let Some(connection) = self.stacks[0].connect(self.now, port)
                 {
-                    self.talks.push(Talk::new(connection));
+                    let early = EARLY[self.talks.len() % EARLY.len()];
+                    let bytes: Vec<_> = (0..early).map(|at| byte(0, at)).collect();
+                    self.stacks[0].send_early(connection, &bytes);
+                    self.talks.push(Talk::new(connection, early));
                 }
             }
             Happening::Send { which, side, len } => self.send(which, side.into(), len.into()),
@@ -131,7 +138,7 @@ impl Ends {
         let Some((talk, end)) = self.talk(which.into(), side) else {
             return;
         };
-        if talk.closed[side] {
+        if talk.closed[side] || side == 0 && talk.early > 0 {
             return;
         }
         let from = talk.sent[side];
@@ -140,10 +147,22 @@ impl Ends {
         self.talks[usize::from(which) % TALKS].sent[side] += sent;
     }
 
+    /// What travelled with the SYN is sent before anything else, and counts as sent from the start.
+    fn send_early(&mut self, which: usize) {
+        let Some((talk, end)) = self.talk(which, 0).filter(|(talk, _)| talk.early > 0) else {
+            return;
+        };
+        let from = talk.sent[0] - talk.early;
+        let bytes: Vec<_> = (from..talk.sent[0]).map(|at| byte(0, at)).collect();
+        let sent = self.stacks[0].send(end, &bytes);
+        self.talks[which].early -= sent;
+    }
+
     fn close(&mut self, which: usize, side: usize) {
         if let Some((talk, end)) = self.talk(which, side)
             && talk.established[side]
             && !talk.closed[side]
+            && !(side == 0 && talk.early > 0)
         {
             talk.closed[side] = true;
             self.stacks[side].close(end);
@@ -225,11 +244,16 @@ impl Ends {
                 None => continue,
             };
             let talk = &mut self.talks[which];
-            if talk.established[side] || !view.established {
-                continue;
+            if view.established && !talk.established[side] {
+                talk.established[side] = true;
+                talk.ends[side] = Some(connection);
+            } else if talk.ends[side] != Some(connection) {
+                // A SYN that came twice, after its connection was over: WireGuard would have dropped it.
+                self.stacks[side].release(connection, true);
             }
-            talk.established[side] = true;
-            talk.ends[side] = Some(connection);
+            if side == 0 {
+                self.send_early(which);
+            }
         }
     }
 
@@ -253,14 +277,11 @@ impl Ends {
     fn finish(&mut self) {
         self.heal();
         let whole: Vec<_> = (0..self.talks.len()).filter(|&which| self.is_whole(which)).collect();
-        for which in 0..self.talks.len() {
-            for side in [0, 1] {
-                self.close(which, side);
-            }
-        }
         for _ in 0..PATIENCE.as_secs() {
             for which in 0..self.talks.len() {
+                self.send_early(which);
                 for side in [0, 1] {
+                    self.close(which, side);
                     self.read(which, side, usize::MAX);
                 }
             }
@@ -297,13 +318,14 @@ impl Ends {
 }
 
 impl Talk {
-    fn new(opened: Connection) -> Self {
+    fn new(opened: Connection, early: usize) -> Self {
         Self {
             ends: [Some(opened), None],
             established: [false; 2],
-            sent: [0; 2],
+            sent: [early, 0],
             received: [0; 2],
             closed: [false; 2],
+            early,
             given_up: false,
         }
     }

@@ -43,22 +43,24 @@ const HALF_OPEN: usize = 3;
 const MEMORY: usize = 4 << 20;
 
 impl StackEnd {
-    /// An end with the address of the key `own`, whose peer has that of `other`.
+    /// An end with the address of the key `own`, whose peer has that of `other`. An agent answers at once, a relay waits for
+    /// the end of a handshake.
     #[must_use]
-    pub fn new(now: Instant, own: PublicKey, other: PublicKey) -> Self {
+    pub fn new(now: Instant, own: PublicKey, other: PublicKey, answers_at_once: bool) -> Self {
         Self {
             other: other.overlay_address(),
-            ..Self::at(now, own.overlay_address())
+            ..Self::at(now, own.overlay_address(), answers_at_once)
         }
     }
 
     /// An end that calls nobody.
-    pub(super) fn at(now: Instant, address: Ipv6Addr) -> Self {
+    pub(super) fn at(now: Instant, address: Ipv6Addr, answers_at_once: bool) -> Self {
         let mut random = Random::new(address_seed(address));
         let config = StackConfig {
             mtu: MTU,
             max_flows: FLOWS,
             max_half_open: HALF_OPEN,
+            answers_at_once,
         };
         Self {
             stack: Stack::new(now, address, config, &mut random),
@@ -70,6 +72,11 @@ impl StackEnd {
     /// Accepts connections to a port.
     pub fn serve(&mut self, port: u16) {
         self.stack.serve(port, BufferClass::LARGEST);
+    }
+
+    /// Has the first of these bytes travel with the SYN of a connection that was opened just now. They are to be sent first.
+    pub fn send_early(&mut self, connection: Connection, bytes: &[u8]) {
+        self.stack.send_early(connection.0, bytes, &mut self.resources);
     }
 
     /// Opens a connection to a port of the other end.

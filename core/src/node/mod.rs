@@ -151,6 +151,8 @@ impl<X, E> Node<X, E> {
             mtu: usize::from(mtu.clamp(1280, 1420)),
             max_flows: limits.flows,
             max_half_open: limits.half_open,
+            // Whoever may be anybody has to show that answers reach it.
+            answers_at_once: !admit_strangers,
         };
         Self {
             wg: Wg::new(now, secret, max_peers, admit_strangers, &mut random),

@@ -282,7 +282,8 @@ impl<X, E> Node<X, E> {
         Some(id)
     }
 
-    /// Joins a stream whose head is known to a flow: `prefix` goes first, then the head, then what is read.
+    /// Joins a stream whose head is known to a flow that was opened just now: `prefix` goes first, then the head, then what is
+    /// read.
     pub(crate) fn join(&mut self, id: StreamId, flow: FlowId, mut prefix: Vec<u8>, on_broken: Option<fn() -> Vec<u8>>) {
         let Some(stream) = self.streams.get_mut(key(id)) else {
             return;
@@ -294,6 +295,7 @@ impl<X, E> Node<X, E> {
         stream.on_broken = on_broken;
         self.stack.set_owner(flow, Owner::Stream(id));
         if self.hold(id, prefix.len()) {
+            self.stack.send_early(flow, &prefix, &mut self.resources);
             if let Some(stream) = self.streams.get_mut(key(id)) {
                 stream.prefix = prefix;
             }
@@ -353,13 +355,21 @@ impl<X, E> Node<X, E> {
         self.remove_stream(id, true, end);
     }
 
-    /// Ends a stream that took too long over the rest of a broken flow. False if that is not what its deadline is for.
+    /// Ends a stream that took too long over the rest of a broken flow, unless it has taken some of it meanwhile. False if that
+    /// is not what its deadline is for.
     pub(crate) fn rest_overdue(&mut self, id: StreamId) -> bool {
-        let is_resting = self.stream(id).is_some_and(|stream| stream.rest_from.is_some());
-        if is_resting {
-            self.drop_stream(id, End::FlowBroken);
+        let Some(stream) = self.streams.get_mut(key(id)) else {
+            return false;
+        };
+        match stream.rest_from {
+            None => return false,
+            Some(taken) if taken == stream.to_socket => self.drop_stream(id, End::FlowBroken),
+            Some(_) => {
+                stream.rest_from = Some(stream.to_socket);
+                self.stream_deadlines.set(id, self.latest + REST);
+            }
         }
-        is_resting
+        true
     }
 
     /// Ends a stream whose flow is of no use, with a page if its visitor can be told that way.
@@ -409,7 +419,7 @@ impl<X, E> Node<X, E> {
             return self.break_stream(id);
         }
         // One that only takes bytes after it has sent its own will never take these: there is nowhere to send to.
-        if view.broken && stream.rest_from != Some(stream.to_socket) {
+        if view.broken && stream.rest_from.is_none() {
             stream.rest_from = Some(stream.to_socket);
             self.stream_deadlines.set(id, self.latest + REST);
         }

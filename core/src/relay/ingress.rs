@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::leases::{LeaseId, Place};
+use super::leases::{LeaseId, Place, Via};
 use super::{Relay, listener_key};
 use crate::budget::BufferClass;
 use crate::control::Kind;
@@ -82,7 +82,8 @@ pub struct Visitor {
     pub(super) source: IpAddr,
     pub(super) remote: SocketAddr,
     local: SocketAddr,
-    ingress: Option<Ingress>,
+    /// That of the socket to which it came.
+    role: Role,
     /// The lease it was matched to, which may have ended since.
     pub(super) lease: Option<LeaseId>,
     /// The key for whose bounds it counts, once it is carried.
@@ -101,6 +102,14 @@ struct Wish {
 
 /// How long a visitor may take to say what it wants.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// For how long the first bytes of a visitor at a port are waited for, in parts of a round trip to the agent, and at most: who
+/// speaks first does so at once, and its bytes then travel with the flow's SYN. Whoever waits to be spoken to loses that.
+const FIRST_BYTES_PART: u32 = 8;
+const FIRST_BYTES_AT_MOST: Duration = Duration::from_millis(4);
+/// Over a shorter path there is nothing to be gained: timers are no finer.
+const FIRST_BYTES_AT_LEAST: Duration = Duration::from_millis(1);
+/// How many bytes they are at most: about what a SYN has room for.
+const FIRST_BYTES: usize = 1024;
 
 impl Relay {
     pub(super) fn accept_visitor(
@@ -111,10 +120,14 @@ impl Relay {
         local: SocketAddr,
     ) -> Option<StreamId> {
         let role = self.listeners.get(listener_key(listener))?.role;
-        let (ingress, lease) = match role {
+        let (limit, patience) = match role {
             Role::Admin => return self.node.accept_operator(now),
-            Role::Shared(ingress) => (Some(ingress), None),
-            Role::Port(lease) => (None, Some(lease)),
+            Role::Shared(Ingress::Http) => (http::MAX_LEN, HEAD_DEADLINE),
+            Role::Shared(Ingress::Https) => (sni::MAX_LEN, HEAD_DEADLINE),
+            Role::Port(lease) => match self.first_bytes_patience(lease) {
+                Some(patience) => (FIRST_BYTES, patience),
+                None => (0, Duration::ZERO),
+            },
         };
         let source = source_prefix(remote.ip());
         let of_source = self.sources.get(&source).copied().unwrap_or(0);
@@ -126,32 +139,26 @@ impl Relay {
             source,
             remote,
             local,
-            ingress,
+            role,
             lease: None,
             key: None,
             public: String::new(),
         };
-        let id = match ingress {
-            Some(ingress) => {
-                let limit = match ingress {
-                    Ingress::Http => http::MAX_LEN,
-                    Ingress::Https => sni::MAX_LEN,
-                };
-                let id = self.node.insert_stream(Stream::with_head(visitor, limit));
-                if let Some(id) = id {
-                    self.node.stream_deadlines.set(id, now + HEAD_DEADLINE);
-                }
-                id
-            }
-            None => self.node.insert_stream(Stream::with_head(visitor, 0)),
-        };
-        let id = id?;
+        let id = self.node.insert_stream(Stream::with_head(visitor, limit))?;
         *self.sources.entry(source).or_default() += 1;
         self.node.resources.counters.visitors_accepted += 1;
-        if let Some(lease) = lease {
-            self.carry(now, id, lease, Wish::default());
+        match role {
+            Role::Port(lease) if limit == 0 => self.carry(now, id, lease, Wish::default()),
+            _ => self.node.stream_deadlines.set(id, now + patience),
         }
         Some(id)
+    }
+
+    /// For how long the first bytes of a visitor at the port of a lease are waited for, if at all.
+    fn first_bytes_patience(&self, lease: LeaseId) -> Option<Duration> {
+        let lease = self.leases.get(lease).filter(|lease| lease.via == Via::Agent)?;
+        let patience = self.node.stack.round_trip(lease.peer)? / FIRST_BYTES_PART;
+        (patience >= FIRST_BYTES_AT_LEAST).then(|| patience.min(FIRST_BYTES_AT_MOST))
     }
 
     /// Looks at what a visitor has said so far and does what follows from it.
@@ -162,8 +169,11 @@ impl Relay {
         let (Some(head), is_over) = (stream.head(), stream.head_is_over()) else {
             return;
         };
-        match stream.data.as_ref().and_then(|visitor| visitor.ingress) {
-            Some(Ingress::Http) => match http::parse(head) {
+        let Some(role) = stream.data.as_ref().map(|visitor| visitor.role) else {
+            return;
+        };
+        match role {
+            Role::Shared(Ingress::Http) => match http::parse(head) {
                 Ok(http::Parsed::Complete(request)) => self.route_http(now, id, &request),
                 Ok(http::Parsed::Incomplete) if !is_over => {}
                 Ok(http::Parsed::Incomplete) => self.refuse_head(id, None),
@@ -182,12 +192,13 @@ impl Relay {
                     self.refuse_head(id, Some(page));
                 }
             },
-            Some(Ingress::Https) => match sni::parse(head) {
+            Role::Shared(Ingress::Https) => match sni::parse(head) {
                 Ok(sni::Parsed::Complete(hello)) => self.route_tls(now, id, hello),
                 Ok(sni::Parsed::Incomplete) if !is_over => {}
                 Ok(sni::Parsed::Incomplete) | Err(_) => self.refuse_head(id, None),
             },
-            None => {}
+            Role::Port(lease) if !head.is_empty() || is_over => self.carry(now, id, lease, Wish::default()),
+            Role::Port(_) | Role::Admin => {}
         }
     }
 
@@ -345,14 +356,17 @@ impl Relay {
         }
     }
 
-    /// A visitor took too long to say what it wants, or to close after it was answered.
-    pub(super) fn visitor_overdue(&mut self, id: StreamId) {
+    /// A visitor took too long to say what it wants, or to close after it was answered; or it waits to be spoken to.
+    pub(super) fn visitor_overdue(&mut self, now: Instant, id: StreamId) {
         if self.node.operator_overdue(id) || self.node.rest_overdue(id) || self.plain_overdue(id) {
             return;
         }
         let Some(stream) = self.node.stream(id) else {
             return;
         };
+        if let (Some(_), Some(Role::Port(lease))) = (stream.head(), stream.data.as_ref().map(|visitor| visitor.role)) {
+            return self.carry(now, id, lease, Wish::default());
+        }
         if !stream.is_answered() {
             self.node.resources.counters.drop_head_timeout += 1;
         }

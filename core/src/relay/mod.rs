@@ -671,7 +671,7 @@ impl Machine for Relay {
         let now = self.node.clamp(now);
         self.node.handle_timeout(now);
         while let Some(id) = self.node.stream_deadlines.pop_due(now) {
-            self.visitor_overdue(id);
+            self.visitor_overdue(now, id);
         }
         self.sessions_timeout(now);
         self.associations.handle_timeout(now, &mut self.node.resources);

@@ -60,13 +60,14 @@ impl Stack {
             self.rouse(id);
             return 0;
         };
-        let sent = house.socket_mut().send_slice(bytes).unwrap_or(0);
+        let arrived = flow.early.take_arrived();
+        let sent = house.socket_mut().send_slice(&bytes[arrived..]).unwrap_or(0);
         if sent > 0 {
             flow.wire.put(sent);
             flow.moved_bytes = true;
             self.enqueue(id);
         }
-        sent
+        arrived + sent
     }
 
     /// Lets `write` look at received bytes and say how many it used up; returns that, `None` if there are none.

@@ -45,6 +45,15 @@ impl PacketSlot {
         self.buffer[self.len..padded].fill(0);
     }
 
+    /// Puts more behind the packet that is in it.
+    pub(super) fn put_more(&mut self, bytes: &[u8]) {
+        let start = self.len;
+        self.put(|room| {
+            room[start..start + bytes.len()].copy_from_slice(bytes);
+            start + bytes.len()
+        });
+    }
+
     /// The packet, zeros behind it up to `padded` bytes in all.
     pub(super) fn padded(&self, padded: usize) -> &[u8] {
         &self.buffer[..padded.min(self.buffer.len())]

@@ -133,6 +133,12 @@ impl Stack {
             .poll_egress(flow.ended.unwrap_or(smoltcp_now), &mut port, &mut house.set);
         let changed = flow.observe();
         if polled != PollResult::None && !self.next.is_empty() {
+            if !flow.seen.established {
+                self.add_early(id);
+            }
+            let Some(flow) = self.flows.get_mut(id.0) else {
+                return false;
+            };
             flow.wire.outgoing(now, self.next.packet_mut());
             flow.unacknowledged = 0;
             flow.sent_in_turn += 1;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use smoltcp::socket::tcp::State;
 
+use super::early::Early;
 use super::house::{HOUSE_STATE, House};
 use super::need::Need;
 use super::wire::Wire;
@@ -18,6 +19,9 @@ pub(super) struct Flow {
     pub(super) house: Option<House>,
     pub(super) wire: Wire,
     pub(super) need: Need,
+    pub(super) early: Early,
+    /// The number of the other end's SYN, for as long as nothing else has come of it.
+    pub(super) unconfirmed: Option<u32>,
     pub(super) peer: PeerId,
     pub(super) key: FlowKey,
     pub(super) owner: Owner,
@@ -87,6 +91,8 @@ impl Flow {
             house: Some(House::new(buffers)),
             wire: Wire::default(),
             need: Need::new(now, most),
+            early: Early::Nothing,
+            unconfirmed: None,
             peer,
             key,
             owner: Owner::Nobody,
@@ -110,7 +116,7 @@ impl Flow {
     /// What the memory budget is charged for it.
     pub(super) fn charge(&self) -> usize {
         let house = self.house.as_ref();
-        FLOW_STATE + house.map_or(0, |house| HOUSE_STATE + house.buffers.bytes())
+        FLOW_STATE + self.early.held() + house.map_or(0, |house| HOUSE_STATE + house.buffers.bytes())
     }
 
     /// The connection's state; one that sleeps is established.

@@ -81,6 +81,9 @@ const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60 * SPEED);
 const SMOLTCP_FIRST_WINDOW: usize = 2048;
 /// The one that RFC 6928 allows.
 pub(super) const FIRST_WINDOW: usize = 14_600;
+/// What a round trip is taken for that was not measured: most are shorter, and what is sent again too early costs more than
+/// what is sent again too late.
+const UNKNOWN_ROUND_TRIP: std::time::Duration = std::time::Duration::from_millis(200);
 /// How many packets are made up at most: enough for the largest buffer, unless the other end takes tiny ones only.
 const MOST_PACKETS: usize = BufferClass::LARGEST.bytes() / PACKET.len();
 /// Bytes that are made up; fewer than a packet holds.
@@ -117,7 +120,7 @@ impl House {
         house.establish();
         house.socket_mut().listen(endpoint(builder.own, key.local_port)).ok()?;
         // As if the answer to the made-up packets had taken one round trip: then the timers begin right.
-        let round_trip = wire.round_trip.unwrap_or_default() * u32::try_from(SPEED).unwrap_or(1);
+        let round_trip = wire.round_trip.unwrap_or(UNKNOWN_ROUND_TRIP) * u32::try_from(SPEED).unwrap_or(1);
         let micros = i64::try_from(round_trip.as_micros()).unwrap_or(0);
         let before = Instant::from_micros((now.total_micros() - micros).max(0));
         builder.feed(&mut house, now, key, wire.made_up_syn());

@@ -52,7 +52,7 @@ impl Stack {
         clippy::too_many_arguments,
         reason = "the parsed packet taken apart, and what it acts on"
     )]
-    fn segment(
+    pub(super) fn segment(
         &mut self,
         now: Instant,
         peer: PeerId,
@@ -69,7 +69,7 @@ impl Stack {
         };
         let known = self.by_key.get(&key).copied();
         let id = match known {
-            None if opens && self.served.contains_key(&key.local_port) => {
+            None if opens && self.served.contains_key(&key.local_port) && !self.has_fallen(now, key, packet) => {
                 match self.accept(now, peer, key, resources) {
                     Some(id) => Some(id),
                     // Full: no answer, so that the other end tries again.
@@ -78,6 +78,11 @@ impl Stack {
             }
             known => known,
         };
+        if let Some(id) = known.filter(|_| opens)
+            && self.answer_again(now, id, packet)
+        {
+            return;
+        }
         let sleeps = |id: FlowId| self.flows.get(id.0).is_some_and(|flow| flow.house.is_none());
         if let Some(id) = id.filter(|&id| sleeps(id))
             && self.ingress_asleep(now, id, packet, resources)
@@ -105,14 +110,15 @@ impl Stack {
                 let Some(house) = &mut flow.house else { return };
                 let unread = count(house.socket().recv_queue()) + u32::from(flow.seen.remote_fin);
                 let unacknowledged = count(house.socket().send_queue());
-                let news = flow.wire.late_news(packet, unread, unacknowledged);
+                let is_through = flow.seen.established;
+                let news = is_through.then(|| flow.wire.late_news(packet, unread, unacknowledged));
                 let mut builder = Builder {
                     interface: &mut self.interface,
                     mtu: self.config.mtu,
                     own: self.address,
                     slot: &mut self.reply,
                 };
-                if let Some(news) = news {
+                if let Some(news) = news.flatten() {
                     builder.feed(house, smoltcp_now, &flow.key, news);
                     resources.counters.late_acknowledgements += 1;
                 }
@@ -126,6 +132,9 @@ impl Stack {
                 }
                 flow.wire.incoming(now, packet);
                 flow.heard = now;
+                if flow.unconfirmed.take().is_some() {
+                    self.unconfirmed -= 1;
+                }
                 let mut port = Port {
                     mtu: self.config.mtu,
                     incoming: Some(packet),
@@ -149,7 +158,7 @@ impl Stack {
                 if was_half_open && !flow.is_half_open() {
                     self.half_open -= 1;
                 }
-                if has_data {
+                if has_data && !opens {
                     flow.active_at = now;
                     let payload = packet.len().saturating_sub(HEADERS);
                     flow.need.arrived(now, payload, flow.wire.round_trip);
@@ -173,7 +182,16 @@ impl Stack {
         }
         self.push_reply(peer);
         if let Some(id) = id.filter(|_| is_new) {
+            self.settle_early(id, resources);
+            if let Some(flow) = self.flows.get(id.0) {
+                self.precedents.measured(flow);
+            }
             self.move_in(now, id, resources);
+        }
+        if let Some(id) = id.filter(|_| known.is_none())
+            && self.answers_at_once(now)
+        {
+            self.answer_at_once(now, id, peer, inner, packet, resources);
         }
         if let Some(id) = id {
             self.touch(id);

@@ -13,6 +13,7 @@
 
 mod bytes;
 mod device;
+mod early;
 mod egress;
 mod flow;
 mod house;
@@ -37,6 +38,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 pub(crate) use self::ip::{Payload, parse};
 
 use self::device::{PacketSlot, Port};
+use self::early::Fallen;
 use self::flow::{FLOW_STATE, Flow, endpoint};
 use self::house::{HOUSE_STATE, Start};
 use self::ip::UDP_HEADERS;
@@ -116,6 +118,8 @@ pub(crate) struct StackConfig {
     pub(crate) mtu: usize,
     pub(crate) max_flows: usize,
     pub(crate) max_half_open: usize,
+    /// Connections are established by their SYN, see [`early`].
+    pub(crate) answers_at_once: bool,
 }
 
 /// A connection as seen from our side; our own address is always the same one.
@@ -152,6 +156,9 @@ pub(crate) struct Stack {
     unreachable: TimerQueue<PeerId>,
     touched: VecDeque<FlowId>,
     precedents: Precedents,
+    /// Flows that were answered and are not confirmed.
+    unconfirmed: usize,
+    fallen: Fallen,
     queue: ByteQueue<PeerId>,
     reply: PacketSlot,
     /// The next packet of a flow, made but not yet taken.
@@ -195,6 +202,8 @@ impl Stack {
             unreachable: TimerQueue::new(),
             touched: VecDeque::new(),
             precedents: Precedents::default(),
+            unconfirmed: 0,
+            fallen: Fallen::default(),
             queue: ByteQueue::new(MAX_QUEUED_BYTES),
             next: PacketSlot::new(config.mtu),
             next_peer: None,
@@ -398,11 +407,13 @@ impl Stack {
             resources.counters.refused_flows_full += 1;
             return Err(ConnectError::TooManyFlows);
         }
-        // Nobody knows yet whether anything comes of it. A window can be told before that only by who answers.
-        let start = self.precedents.start(now, peer, &resources.budget);
+        // Nobody knows yet whether anything comes of it; but who answers may send as much as the SYN lets it.
         let mut buffers = Buffers::both(BufferClass::SMALLEST);
-        if inbound && start != Start::USUAL {
-            buffers.receive = start.buffers.receive.min(largest.bytes());
+        let start = self.precedents.start(now, peer, &resources.budget);
+        if (!inbound || start != Start::USUAL)
+            && let Some(start) = start.within(largest, &resources.budget, FLOW_STATE + HOUSE_STATE, 0)
+        {
+            buffers.receive = start.buffers.receive;
         }
         let cost = FLOW_STATE + HOUSE_STATE + buffers.bytes();
         let affordable = resources.budget.affordable(BufferClass::SMALLEST, 0, cost, 0);
@@ -438,6 +449,7 @@ impl Stack {
         let Some(flow) = self.flows.remove(id.0) else {
             return;
         };
+        self.note_fallen(&flow);
         if flow.is_half_open() {
             self.half_open -= 1;
         }
@@ -478,6 +490,7 @@ impl Stack {
         );
         let mut charged = 0;
         let mut half_open = 0;
+        let mut unconfirmed = 0;
         for (key, flow) in self.flows.iter() {
             assert_eq!(
                 self.by_key.get(&flow.key),
@@ -486,7 +499,9 @@ impl Stack {
             );
             charged += flow.charge();
             half_open += usize::from(flow.is_half_open());
+            unconfirmed += usize::from(flow.unconfirmed.is_some());
         }
+        assert_eq!(unconfirmed, self.unconfirmed, "unconfirmed flows are counted");
         assert_eq!(half_open, self.half_open, "half-open flows are counted");
         assert!(half_open <= self.config.max_half_open);
         charged

@@ -27,6 +27,8 @@ struct Precedent {
     /// When one last needed more than the usual buffer for sending, and for receiving.
     sent: Option<Instant>,
     received: Option<Instant>,
+    /// How long a round trip took when it was last noted.
+    round_trip: Option<Duration>,
 }
 
 /// After so long a path may be another one (RFC 7661, section 4.4).
@@ -47,11 +49,8 @@ impl Precedents {
         if !needs_to_send && !needs_to_receive {
             return;
         }
-        let known = self.peers.entry(flow.peer).or_insert(Precedent {
-            window: FIRST_WINDOW,
-            sent: None,
-            received: None,
-        });
+        let known = self.peers.entry(flow.peer).or_insert(Precedent::NOTHING);
+        known.round_trip = flow.wire.round_trip.or(known.round_trip);
         if needs_to_send {
             known.sent = Some(now);
             if fills(flight, known.window) {
@@ -62,6 +61,19 @@ impl Precedents {
         if needs_to_receive {
             known.received = Some(now);
         }
+    }
+
+    /// Notes how long a round trip takes, as a flow has measured it by its handshake.
+    pub(super) fn measured(&mut self, flow: &Flow) {
+        if let Some(round_trip) = flow.wire.round_trip {
+            let known = self.peers.entry(flow.peer).or_insert(Precedent::NOTHING);
+            known.round_trip = Some(round_trip);
+        }
+    }
+
+    /// How long a round trip to a peer takes, as far as that is known.
+    pub(super) fn round_trip(&self, peer: PeerId) -> Option<Duration> {
+        self.peers.get(&peer)?.round_trip
     }
 
     /// What a flow of a peer begins with. More than the usual only while most of the budget is free: flows that wait for a
@@ -80,6 +92,13 @@ impl Precedents {
 }
 
 impl Precedent {
+    const NOTHING: Self = Self {
+        window: FIRST_WINDOW,
+        sent: None,
+        received: None,
+        round_trip: None,
+    };
+
     fn start(&self, now: Instant) -> Start {
         let class = |needed| {
             if is_fresh(now, needed) {

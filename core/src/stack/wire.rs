@@ -68,6 +68,8 @@ pub(super) struct Wire {
     pub(super) most_in_flight: u32,
     /// Something was sent again since this was last asked.
     pub(super) repeated: bool,
+    /// How many bytes our SYN had, until [`Wire::settle_early`]; none if they were not taken.
+    early: u32,
 }
 
 /// Where things are in a packet: IPv6 without extension headers, then TCP.
@@ -179,7 +181,10 @@ impl Wire {
                 self.shift = packet[option];
                 replace_byte(packet, option, ANNOUNCED_SHIFT);
             }
-            (self.put, self.sent, self.in_earnest, self.acknowledged) = (end, end, end, seq);
+            if !self.repeated {
+                (self.put, self.sent, self.in_earnest, self.acknowledged) = (end, end, end, seq);
+                self.early = head.payload;
+            }
             self.told = (head.ack, head.window);
             // Of one that was sent again nobody can tell which one is answered.
             self.sample = (!self.repeated).then_some((end, now, 0));
@@ -295,6 +300,11 @@ impl Wire {
         if !head.acknowledges() {
             return;
         }
+        let offset = if self.early > 0 {
+            self.answered_early(&head)
+        } else {
+            self.offset
+        };
         if !is_after(self.acknowledged, head.ack) && !is_after(head.ack, self.sent) {
             self.acknowledged = head.ack;
             if !head.syn() {
@@ -314,8 +324,65 @@ impl Wire {
         if window != head.window {
             write_u16(packet, at::WINDOW, window);
         }
-        if self.offset != 0 {
-            write_u32(packet, at::ACK, head.ack.wrapping_sub(self.offset));
+        if offset != 0 {
+            write_u32(packet, at::ACK, head.ack.wrapping_sub(offset));
+        }
+    }
+
+    /// What is in an answer to a SYN that had bytes, of which the socket knows nothing: what our numbers are ahead of its.
+    fn answered_early(&mut self, head: &Head) -> u32 {
+        let early = self.early;
+        if head.ack == self.put {
+            if head.syn() {
+                self.offset = early;
+            }
+            return early;
+        }
+        if head.syn() && head.ack == self.put.wrapping_sub(early) {
+            (self.put, self.sent, self.in_earnest) = (head.ack, head.ack, head.ack);
+            self.early = 0;
+            self.sample = None;
+        }
+        0
+    }
+
+    /// How many bytes have arrived with our SYN, which was answered.
+    pub(super) fn settle_early(&mut self) -> u32 {
+        std::mem::take(&mut self.early)
+    }
+
+    /// The bytes of the other end's SYN are taken, and the socket's answer to it is to say so.
+    pub(super) fn acknowledge_early(&mut self, answer: &mut [u8], bytes: u32) {
+        self.told.0 = self.told.0.wrapping_add(bytes);
+        replace_u32(answer, at::ACK, self.told.0);
+        // Nobody has acknowledged it after a round trip.
+        self.sample = None;
+    }
+
+    /// A made-up acknowledgement of our answer to the other end's SYN.
+    pub(super) fn made_up_confirmation(&self) -> TcpRepr<'static> {
+        self.made_up_ack(self.put)
+    }
+
+    /// Makes of a SYN with bytes the packet that would have brought them behind that acknowledgement.
+    pub(super) fn confirm_early(&self, packet: &mut [u8]) {
+        write_u32(packet, at::SEQ, self.taken);
+        write_u32(packet, at::ACK, self.put);
+        write_u16(packet, at::WINDOW, self.window);
+        packet[at::FLAGS] = ACK;
+    }
+
+    /// Our answer to the other end's SYN once more, of which nothing was acknowledged.
+    pub(super) fn syn_again(&self, mss: u16) -> TcpRepr<'static> {
+        TcpRepr {
+            control: TcpControl::Syn,
+            seq_number: number(self.acknowledged.wrapping_sub(1)),
+            ack_number: Some(number(self.told.0)),
+            window_len: u16::try_from(self.promised()).unwrap_or(u16::MAX),
+            window_scale: self.scales().then_some(ANNOUNCED_SHIFT),
+            max_seg_size: Some(mss),
+            sack_permitted: self.remote.sack,
+            ..BLANK
         }
     }
 
@@ -548,6 +615,16 @@ pub(super) fn write<'a>(room: &'a mut [u8], own: Ipv6Addr, key: &FlowKey, way: W
     let mut tcp = TcpPacket::new_unchecked(ip.payload_mut());
     repr.emit(&mut tcp, &IpAddress::Ipv6(from.0), &IpAddress::Ipv6(to.0), &checksums);
     packet
+}
+
+/// Makes right what says how long a packet is to which bytes were added, and its checksum; it had `len` before.
+pub(super) fn lengthened(packet: &mut [u8], len: usize) {
+    let payload_len = u16_at(packet, at::PAYLOAD_LEN);
+    let more = u16::try_from(packet.len() - len).unwrap_or(0);
+    write_u16(packet, at::PAYLOAD_LEN, payload_len + more);
+    let mut ip = Ipv6Packet::new_unchecked(packet);
+    let ends = (IpAddress::Ipv6(ip.src_addr()), IpAddress::Ipv6(ip.dst_addr()));
+    TcpPacket::new_unchecked(ip.payload_mut()).fill_checksum(&ends.0, &ends.1);
 }
 
 /// As much room as [`write()`] needs for any packet made here.

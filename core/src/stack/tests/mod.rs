@@ -1,5 +1,6 @@
 //! Two stacks that hand each other packets, without a tunnel between them.
 
+mod early;
 mod moves;
 
 use std::time::Duration;
@@ -38,6 +39,7 @@ fn end(now: Instant, byte: u8, peer: u8, seed: u8) -> End {
         mtu: MTU,
         max_flows: 20_000,
         max_half_open: 64,
+        answers_at_once: false,
     };
     let mut random = Random::new([seed; 32]);
     let mut stack = Stack::new(now, address, config, &mut random);
