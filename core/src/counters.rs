@@ -66,6 +66,10 @@ counters! {
     wakes_delayed,
     /// Acknowledgements heard in packets that had nothing else: both ends sent again at the same time.
     late_acknowledgements,
+    /// Flows whose first bytes were there with their SYN, sent or received.
+    flows_early,
+    /// SYNs refused because what they had opened before was lost: its bytes must not arrive twice.
+    refused_lost_flow,
     /// Flows refused because too many are half open.
     refused_half_open,
     /// Connections inside the tunnel refused with a RST because nothing listens on their port.

@@ -119,7 +119,7 @@ pub(crate) enum NodeEvent<X> {
 const SMALLEST_MEMORY: usize = 4 * 1024 * 1024;
 /// UDP payloads waiting for public and local sockets.
 const MAX_DATAGRAM_BYTES: usize = 512 * 1024;
-/// What a machine is charged from the start: its queues, and the fixed tables of the `wg` module.
+/// What a machine is charged from the start: its queues, and the fixed tables of the `wg` module and of the stack.
 const FIXED_CHARGE: usize = MAX_DATAGRAM_BYTES + MAX_QUEUED_BYTES + 256 * 1024;
 /// By how much a deadline that did not move is pushed.
 const STUCK_PUSH: Duration = Duration::from_secs(1);

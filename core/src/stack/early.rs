@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::device::Port;
 use super::flow::Flow;
 use super::ip::Inner;
-use super::wire::{self, Head, Way};
+use super::segment::{self, HEADERS, Head, Way};
 use super::{FlowId, FlowKey, Stack};
 use crate::resources::Resources;
 use crate::wg::PeerId;
@@ -40,8 +40,6 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(30);
 const MOST_FALLEN: usize = 1024;
 /// What a SYN has of options: the largest segment, the scale of windows, and selective acknowledgements.
 const SYN_OPTIONS: usize = 12;
-/// IPv6 and TCP.
-const HEADERS: usize = 60;
 
 impl Early {
     /// What is held for it.
@@ -128,7 +126,7 @@ impl Stack {
         {
             let len = self.next.len();
             self.next.put_more(bytes);
-            wire::lengthened(self.next.packet_mut(), len);
+            segment::lengthened(self.next.packet_mut(), len);
         }
     }
 
@@ -138,7 +136,10 @@ impl Stack {
         resources.budget.release(flow.early.held());
         flow.early = match flow.wire.settle_early() {
             0 => Early::Nothing,
-            bytes => Early::Arrived(bytes as usize),
+            bytes => {
+                resources.counters.flows_early += 1;
+                Early::Arrived(bytes as usize)
+            }
         };
     }
 
@@ -170,13 +171,14 @@ impl Stack {
         flow.wire.acknowledge_early(self.reply.packet_mut(), head.payload);
         // There will be no measurement before bytes are acknowledged.
         flow.wire.round_trip = self.precedents.round_trip(peer);
-        let mut room = [0; wire::MADE_UP];
+        let mut room = [0; segment::MADE_UP];
         let (own, key) = (self.address, flow.key);
-        let acknowledgement = wire::write(&mut room, own, &key, Way::In, flow.wire.made_up_confirmation());
+        let acknowledgement = segment::write(&mut room, own, &key, Way::In, flow.wire.made_up_confirmation());
         flow.wire.confirm_early(packet);
         self.push_reply(peer);
         self.segment(now, peer, inner, acknowledgement, false, false, resources);
         if head.payload > 0 {
+            resources.counters.flows_early += 1;
             self.segment(now, peer, inner, packet, false, true, resources);
         }
         if let Some(flow) = self.flows.get_mut(id.0) {
@@ -199,7 +201,7 @@ impl Stack {
         let answer = flow.wire.syn_again(mss);
         let (own, key, peer) = (self.address, flow.key, flow.peer);
         self.reply
-            .put(|room| wire::write(room, own, &key, Way::Out, answer).len());
+            .put(|room| segment::write(room, own, &key, Way::Out, answer).len());
         self.push_reply(peer);
         true
     }

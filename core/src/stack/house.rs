@@ -17,7 +17,8 @@ use smoltcp::time::{Duration, Instant};
 
 use super::device::{PacketSlot, Port};
 use super::flow::endpoint;
-use super::wire::{self, Head, Way, Wire};
+use super::segment::{self, Head, Way};
+use super::wire::Wire;
 use super::{FlowKey, SPEED};
 use crate::budget::{Budget, BufferClass, Buffers};
 
@@ -182,8 +183,8 @@ impl House {
 impl Builder<'_> {
     /// Gives a house a made-up packet; its answer, if it has one, is in the slot.
     pub(super) fn feed(&mut self, house: &mut House, now: Instant, key: &FlowKey, repr: smoltcp::wire::TcpRepr<'_>) {
-        let mut room = [0; wire::MADE_UP];
-        let packet = wire::write(&mut room, self.own, key, Way::In, repr);
+        let mut room = [0; segment::MADE_UP];
+        let packet = segment::write(&mut room, self.own, key, Way::In, repr);
         let mut port = Port {
             mtu: self.mtu,
             incoming: Some(packet),

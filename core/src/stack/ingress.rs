@@ -8,7 +8,8 @@ use super::device::Port;
 use super::flow::endpoint;
 use super::house::Builder;
 use super::ip::{self, Inner, Payload};
-use super::wire::{self, count};
+use super::segment::{HEADERS, count};
+use super::wire;
 use super::{FlowId, FlowKey, Stack, TunnelDatagram};
 use crate::resources::Resources;
 use crate::wg::{PeerId, padded};
@@ -19,8 +20,6 @@ use crate::wg::{PeerId, padded};
 ///
 /// [`Wire::part_of_acknowledgement`]: super::wire::Wire::part_of_acknowledgement
 const ACKNOWLEDGE_EVERY: u32 = 8;
-/// IPv6 and TCP.
-const HEADERS: usize = 60;
 
 impl Stack {
     /// Takes in a packet of a peer whose source address was checked. TCP is dealt with here; a UDP packet is returned.
@@ -69,7 +68,12 @@ impl Stack {
         };
         let known = self.by_key.get(&key).copied();
         let id = match known {
-            None if opens && self.served.contains_key(&key.local_port) && !self.has_fallen(now, key, packet) => {
+            // It is answered with a RST.
+            None if opens && self.has_fallen(now, key, packet) => {
+                resources.counters.refused_lost_flow += 1;
+                None
+            }
+            None if opens && self.served.contains_key(&key.local_port) => {
                 match self.accept(now, peer, key, resources) {
                     Some(id) => Some(id),
                     // Full: no answer, so that the other end tries again.
@@ -99,7 +103,8 @@ impl Stack {
         match id.and_then(|id| self.flows.get_mut(id.0)) {
             // Nobody there: smoltcp answers an empty set's packet with a RST.
             None => {
-                resources.counters.refused_closed_port += u64::from(opens);
+                let is_served = self.served.contains_key(&key.local_port);
+                resources.counters.refused_closed_port += u64::from(opens && !is_served);
                 port.incoming = Some(packet);
                 self.interface
                     .poll_ingress_single(smoltcp_now, &mut port, &mut self.nothing);

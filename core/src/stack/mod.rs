@@ -23,6 +23,7 @@ mod need;
 mod precedent;
 mod queue;
 mod schedule;
+mod segment;
 mod sleep;
 mod wire;
 

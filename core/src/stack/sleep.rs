@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::flow::Flow;
 use super::house::{Builder, DEAD_SECONDS, HOUSE_STATE, House, KEEP_ALIVE_SECONDS, Start};
 use super::need::silence;
-use super::wire::{self, Head, Way};
+use super::segment::{self, Head, Way};
 use super::{FlowId, Owner, Stack};
 use crate::budget::{BufferClass, Buffers};
 use crate::resources::Resources;
@@ -57,7 +57,8 @@ impl Stack {
         }
         let told = flow.wire.acknowledgement(window);
         let (own, key) = (self.address, flow.key);
-        self.next.put(|room| wire::write(room, own, &key, Way::Out, told).len());
+        self.next
+            .put(|room| segment::write(room, own, &key, Way::Out, told).len());
         true
     }
 
@@ -93,7 +94,8 @@ impl Stack {
             None
         };
         if let Some(repr) = repr {
-            self.next.put(|room| wire::write(room, own, &key, Way::Out, repr).len());
+            self.next
+                .put(|room| segment::write(room, own, &key, Way::Out, repr).len());
         }
         if let Some(flow) = self.flows.get_mut(id.0) {
             flow.queued = false;
@@ -123,7 +125,7 @@ impl Stack {
         let question = flow.wire.keep_alive(flow.wire.promised());
         let (own, key, peer) = (self.address, flow.key, flow.peer);
         self.reply
-            .put(|room| wire::write(room, own, &key, Way::Out, question).len());
+            .put(|room| segment::write(room, own, &key, Way::Out, question).len());
         self.push_reply(peer);
     }
 
@@ -151,7 +153,7 @@ impl Stack {
                 let answer = flow.wire.acknowledgement(window);
                 let (own, key) = (self.address, flow.key);
                 self.reply
-                    .put(|room| wire::write(room, own, &key, Way::Out, answer).len());
+                    .put(|room| segment::write(room, own, &key, Way::Out, answer).len());
                 self.push_reply(peer);
             }
             if flow_is_channel {

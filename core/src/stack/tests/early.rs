@@ -147,6 +147,7 @@ fn a_connection_that_was_lost_before_it_was_confirmed_does_not_come_again() {
     ends.wait(Duration::from_millis(500));
     assert_eq!(ends.b.stack.flow_count(), 0);
     assert!(ends.a.stack.view(a).unwrap().broken, "it is told");
+    assert_eq!(ends.b.resources.counters.refused_lost_flow, 1);
     // Once the other end has given up, it is forgotten.
     ends.now += Duration::from_secs(60);
     assert!(ends.b.stack.answers_at_once(ends.now));
