@@ -115,15 +115,17 @@ impl Stack {
                 let Some(house) = &mut flow.house else { return };
                 let unread = count(house.socket().recv_queue()) + u32::from(flow.seen.remote_fin);
                 let unacknowledged = count(house.socket().send_queue());
-                let is_through = flow.seen.established;
-                let news = is_through.then(|| flow.wire.late_news(packet, unread, unacknowledged));
+                let news = match flow.seen.established {
+                    true => flow.wire.late_news(packet, unread, unacknowledged),
+                    false => None,
+                };
                 let mut builder = Builder {
                     interface: &mut self.interface,
                     mtu: self.config.mtu,
                     own: self.address,
                     slot: &mut self.reply,
                 };
-                if let Some(news) = news.flatten() {
+                if let Some(news) = news {
                     builder.feed(house, smoltcp_now, &flow.key, news);
                     resources.counters.late_acknowledgements += 1;
                 }
