@@ -8,28 +8,25 @@ use super::*;
 const FIRST: &[u8] = b"first bytes";
 const ALL: &[u8] = b"first bytes, and more";
 
-/// Two ends of which the second answers at once or not, and a connection that was just opened with first bytes.
-fn opened(answers_at_once: bool) -> (Ends, FlowId) {
+/// Two ends of which the second answers at once or not.
+fn ends(answers_at_once: bool) -> Ends {
     let mut ends = Ends::new();
     ends.b.stack.config.answers_at_once = answers_at_once;
-    let remote = ends.b.stack.address;
-    let owner = Owner::Stream(StreamId::from_parts(0, 0));
-    let End {
-        stack, resources, peer, ..
-    } = &mut ends.a;
-    let flow = stack
-        .connect(ends.now, *peer, remote, PORT, owner, BufferClass::LARGEST, resources)
-        .unwrap();
-    stack.send_early(flow, FIRST, resources);
-    ends.check();
-    (ends, flow)
+    ends
 }
 
-/// The flow at the second end, which belongs to somebody from now on.
-fn accepted(ends: &mut Ends) -> FlowId {
-    let flow = *ends.b.touched().last().expect("a flow was accepted");
-    ends.b.stack.set_owner(flow, Owner::Stream(StreamId::from_parts(0, 0)));
+/// A connection is opened, and these bytes are to travel with its SYN.
+fn open(ends: &mut Ends, bytes: &[u8]) -> FlowId {
+    let flow = ends.open();
+    ends.a.stack.send_early(flow, bytes, &mut ends.a.resources);
+    ends.check();
     flow
+}
+
+fn opened(answers_at_once: bool) -> (Ends, FlowId) {
+    let mut ends = ends(answers_at_once);
+    let flow = open(&mut ends, FIRST);
+    (ends, flow)
 }
 
 /// Sends all of it; an end that sleeps wakes for that.
@@ -78,7 +75,7 @@ fn bytes_are_there_with_the_syn_and_an_answer_comes_back_at_once() {
     let (control, payload) = parse(&up[0]);
     assert_eq!((control, &payload[..]), (TcpControl::Syn, FIRST));
     ends.b.take(ends.now, &up);
-    let b = accepted(&mut ends);
+    let b = ends.accepted();
     assert!(ends.b.stack.view(b).unwrap().established);
     let read = ends.b.read(b);
     assert_eq!(read, FIRST);
@@ -95,7 +92,7 @@ fn bytes_are_there_with_the_syn_and_an_answer_comes_back_at_once() {
 fn an_end_that_does_not_take_them_gets_them_behind_the_handshake() {
     let (mut ends, a) = opened(false);
     ends.exchange();
-    let b = accepted(&mut ends);
+    let b = ends.accepted();
     assert_eq!(ends.b.read(b), b"");
     finish(ends, a, b, Vec::new());
 }
@@ -108,7 +105,7 @@ fn the_bytes_of_a_syn_that_is_lost_come_behind_the_handshake() {
     ends.wait(Duration::from_millis(500));
     ends.cut = false;
     ends.wait(Duration::from_secs(1));
-    let b = accepted(&mut ends);
+    let b = ends.accepted();
     assert_eq!(ends.b.read(b), b"", "they might have arrived twice");
     finish(ends, a, b, Vec::new());
 }
@@ -123,7 +120,7 @@ fn a_syn_that_is_overtaken_by_the_next_one_brings_nothing() {
         let second = ends.a.packets(ends.now);
         assert_eq!(parse(&second[0]), (TcpControl::Syn, Vec::new()));
         ends.b.take(ends.now, &second);
-        let b = accepted(&mut ends);
+        let b = ends.accepted();
         if is_confirmed {
             ends.exchange();
         }
@@ -139,7 +136,7 @@ fn a_connection_that_was_lost_before_it_was_confirmed_does_not_come_again() {
     let (mut ends, a) = opened(true);
     let up = ends.a.packets(ends.now);
     ends.b.take(ends.now, &up);
-    let b = accepted(&mut ends);
+    let b = ends.accepted();
     assert_eq!(ends.b.read(b), FIRST);
     ends.b.stack.release(b, true, &mut ends.b.resources);
     assert!(!ends.b.packets(ends.now).is_empty(), "all of it is lost");
@@ -160,7 +157,7 @@ fn an_answer_that_is_lost_comes_again() {
         let (mut ends, a) = opened(true);
         let up = ends.a.packets(ends.now);
         ends.b.take(ends.now, &up);
-        let b = accepted(&mut ends);
+        let b = ends.accepted();
         let read = ends.b.read(b);
         assert!(ends.b.packets(ends.now).len() > 1, "these are lost");
         if is_awake {
@@ -177,22 +174,13 @@ fn an_answer_that_is_lost_comes_again() {
 
 #[test]
 fn more_than_fits_is_sent_behind_the_handshake() {
-    let mut ends = Ends::new();
-    ends.b.stack.config.answers_at_once = true;
-    let remote = ends.b.stack.address;
-    let owner = Owner::Stream(StreamId::from_parts(0, 0));
+    let mut ends = ends(true);
     let bytes: Vec<_> = (0..3000_u32).map(|at| at as u8).collect();
-    let End {
-        stack, resources, peer, ..
-    } = &mut ends.a;
-    let a = stack
-        .connect(ends.now, *peer, remote, PORT, owner, BufferClass::LARGEST, resources)
-        .unwrap();
-    stack.send_early(a, &bytes, resources);
+    let a = open(&mut ends, &bytes);
     let up = ends.a.packets(ends.now);
     assert_eq!(up[0].len(), MTU, "a packet is full");
     ends.b.take(ends.now, &up);
-    let b = accepted(&mut ends);
+    let b = ends.accepted();
     let first = ends.b.read(b);
     ends.exchange();
     assert_eq!(ends.a.stack.send(a, &bytes), bytes.len());
@@ -203,18 +191,9 @@ fn more_than_fits_is_sent_behind_the_handshake() {
 
 #[test]
 fn a_port_that_is_closed_refuses_at_once() {
-    let mut ends = Ends::new();
-    ends.b.stack.config.answers_at_once = true;
+    let mut ends = ends(true);
     ends.b.stack.unserve(PORT);
-    let remote = ends.b.stack.address;
-    let owner = Owner::Stream(StreamId::from_parts(0, 0));
-    let End {
-        stack, resources, peer, ..
-    } = &mut ends.a;
-    let a = stack
-        .connect(ends.now, *peer, remote, PORT, owner, BufferClass::LARGEST, resources)
-        .unwrap();
-    stack.send_early(a, FIRST, resources);
+    let a = open(&mut ends, FIRST);
     ends.exchange();
     assert!(ends.a.stack.view(a).unwrap().broken);
     ends.a.stack.release(a, false, &mut ends.a.resources);

@@ -33,6 +33,11 @@ struct Ends {
 const MTU: usize = 1280;
 const PORT: u16 = 1024;
 
+/// Somebody who looks after a flow.
+fn owner() -> Owner {
+    Owner::Stream(StreamId::from_parts(0, 0))
+}
+
 fn end(now: Instant, byte: u8, peer: u8, seed: u8) -> End {
     let address = PublicKey::from_bytes([byte; 32]).overlay_address();
     let config = StackConfig {
@@ -135,20 +140,30 @@ impl Ends {
         self.exchange();
     }
 
-    /// A connection from the first to the second, and how each knows it.
-    fn connect(&mut self) -> (FlowId, FlowId) {
-        self.b.touched();
+    /// The first end opens a connection to the second, which has yet to hear of it.
+    fn open(&mut self) -> FlowId {
         let remote = self.b.stack.address;
-        let owner = Owner::Stream(StreamId::from_parts(0, 0));
         let End {
             stack, resources, peer, ..
         } = &mut self.a;
-        let flow = stack
-            .connect(self.now, *peer, remote, PORT, owner, BufferClass::LARGEST, resources)
-            .unwrap();
+        stack
+            .connect(self.now, *peer, remote, PORT, owner(), BufferClass::LARGEST, resources)
+            .unwrap()
+    }
+
+    /// The flow that the second end has accepted last, which belongs to somebody from now on.
+    fn accepted(&mut self) -> FlowId {
+        let flow = *self.b.touched().last().expect("a flow was accepted");
+        self.b.stack.set_owner(flow, owner());
+        flow
+    }
+
+    /// A connection from the first to the second, and how each knows it.
+    fn connect(&mut self) -> (FlowId, FlowId) {
+        self.b.touched();
+        let flow = self.open();
         self.exchange();
-        let accepted = *self.b.touched().last().expect("a flow was accepted");
-        self.b.stack.set_owner(accepted, owner);
+        let accepted = self.accepted();
         assert!(self.b.stack.view(accepted).unwrap().established);
         (flow, accepted)
     }
@@ -473,14 +488,7 @@ fn any_packet_is_a_reply_or_a_counted_drop() {
 
 /// Round trips until the answer of so many bytes to a small request is there, over a new connection.
 fn round_trips(ends: &mut Ends, answer: usize) -> u32 {
-    let remote = ends.b.stack.address;
-    let owner = Owner::Stream(StreamId::from_parts(0, 0));
-    let End {
-        stack, resources, peer, ..
-    } = &mut ends.a;
-    let a = stack
-        .connect(ends.now, *peer, remote, PORT, owner, BufferClass::LARGEST, resources)
-        .unwrap();
+    let a = ends.open();
     let (mut b, mut is_asked, mut sent, mut received, mut round_trips) = (None, false, 0, 0, 0);
     while received < answer {
         if !is_asked {
@@ -489,8 +497,7 @@ fn round_trips(ends: &mut Ends, answer: usize) -> u32 {
         let up = ends.a.packets(ends.now);
         ends.now += Duration::from_millis(10);
         ends.b.take(ends.now, &up);
-        let flow = *b.get_or_insert_with(|| *ends.b.touched().last().expect("the SYN has arrived"));
-        ends.b.stack.set_owner(flow, owner);
+        let flow = *b.get_or_insert_with(|| ends.accepted());
         ends.b.read(flow);
         if is_asked && ends.b.stack.view(flow).unwrap().can_send {
             sent += ends.b.stack.send(flow, &vec![7; answer - sent]);
