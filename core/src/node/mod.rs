@@ -178,9 +178,11 @@ impl<X, E> Node<X, E> {
     /// Asserts what must always hold. `held` is what the machine above was charged for its own parts.
     pub(crate) fn check_invariants(&self, held: usize) {
         self.check_meters();
+        let peers = self.wg.check_invariants();
+        assert!(self.stack.remembered_peers() <= peers / PEER_CHARGE);
         let parts = [
             ("queues", FIXED_CHARGE),
-            ("peers", self.wg.check_invariants()),
+            ("peers", peers),
             ("flows", self.stack.check_invariants()),
             ("streams", self.streams_held()),
             ("operators", self.admin.held()),

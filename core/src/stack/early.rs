@@ -37,7 +37,7 @@ pub(super) struct Fallen(VecDeque<(Instant, FlowKey, u32)>);
 /// Longer than an end goes on sending its SYN.
 const REMEMBERED_FOR: Duration = Duration::from_secs(30);
 /// So many flows are remembered at most. While there is no room for more, connections wait for the end of their handshake.
-const MOST_FALLEN: usize = 1024;
+pub(super) const MOST_FALLEN: usize = 1024;
 /// What a SYN has of options: the largest segment, the scale of windows, and selective acknowledgements.
 const SYN_OPTIONS: usize = 12;
 
@@ -60,7 +60,6 @@ impl Early {
 }
 
 impl Fallen {
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
@@ -78,7 +77,7 @@ impl Stack {
     /// Whether a connection is answered before its handshake is through.
     pub(super) fn answers_at_once(&mut self, now: Instant) -> bool {
         self.fallen.forget_old(now);
-        self.config.answers_at_once && self.fallen.0.len() + self.unconfirmed < MOST_FALLEN
+        self.config.answers_at_once && self.fallen.len() + self.unconfirmed < MOST_FALLEN
     }
 
     /// A flow is lost: its SYN is remembered if nobody has confirmed it.

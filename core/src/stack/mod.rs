@@ -39,7 +39,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 pub(crate) use self::ip::{Payload, parse};
 
 use self::device::{PacketSlot, Port};
-use self::early::Fallen;
+use self::early::{Fallen, MOST_FALLEN};
 use self::flow::{FLOW_STATE, Flow, endpoint};
 use self::house::{HOUSE_STATE, Start};
 use self::ip::UDP_HEADERS;
@@ -231,6 +231,11 @@ impl Stack {
         self.flows
             .iter()
             .any(|(_, flow)| !flow.lost && !flow.is_over() && !self.schedule.is_paused(flow.peer))
+    }
+
+    /// Of how many peers something is remembered; never more than there are.
+    pub(crate) fn remembered_peers(&self) -> usize {
+        self.precedents.len()
     }
 
     pub(crate) fn flow_count(&self) -> usize {
@@ -503,6 +508,7 @@ impl Stack {
             unconfirmed += usize::from(flow.unconfirmed.is_some());
         }
         assert_eq!(unconfirmed, self.unconfirmed, "unconfirmed flows are counted");
+        assert!(self.fallen.len() + unconfirmed <= MOST_FALLEN);
         assert_eq!(half_open, self.half_open, "half-open flows are counted");
         assert!(half_open <= self.config.max_half_open);
         charged

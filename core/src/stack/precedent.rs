@@ -85,6 +85,11 @@ impl Precedents {
         }
     }
 
+    /// Of how many peers more is known than the usual.
+    pub(super) fn len(&self) -> usize {
+        self.peers.len()
+    }
+
     /// The peer is no longer known.
     pub(super) fn forget(&mut self, peer: PeerId) {
         self.peers.remove(&peer);
@@ -184,7 +189,7 @@ mod tests {
             known.flow(flight, true, received);
         }
         assert_eq!(known.start(), (0, USUAL, USUAL));
-        assert!(known.precedents.peers.is_empty());
+        assert_eq!(known.precedents.len(), 0);
     }
 
     #[test]
@@ -226,6 +231,6 @@ mod tests {
         known.now += Duration::from_secs(1);
         assert_eq!(known.start(), (0, USUAL, USUAL));
         known.precedents.forget(known.peer);
-        assert!(known.precedents.peers.is_empty());
+        assert_eq!(known.precedents.len(), 0);
     }
 }

@@ -213,16 +213,16 @@ pub(super) fn replace_byte(packet: &mut [u8], at: usize, new: u8) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::seed::Random;
 
-    const KEY: FlowKey = FlowKey {
+    pub(in crate::stack) const KEY: FlowKey = FlowKey {
         remote: Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 1),
         remote_port: 7,
         local_port: 9,
     };
-    const OWN: Ipv6Addr = Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 2);
+    pub(in crate::stack) const OWN: Ipv6Addr = Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 2);
 
     fn is_sound(packet: &[u8]) -> bool {
         let ip = Ipv6Packet::new_checked(packet).unwrap();

@@ -532,18 +532,9 @@ fn is_keep_alive(seq: u32, end: u32, sent: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv6Addr;
-
-    use super::super::FlowKey;
+    use super::super::segment::tests::{KEY, OWN};
     use super::super::segment::{Way, write};
     use super::*;
-
-    const KEY: FlowKey = FlowKey {
-        remote: Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 1),
-        remote_port: 7,
-        local_port: 9,
-    };
-    const OWN: Ipv6Addr = Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 2);
 
     #[test]
     fn the_round_trip_is_smoothed_and_what_was_sent_again_does_not_count() {
