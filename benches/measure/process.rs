@@ -242,12 +242,15 @@ pub(crate) fn port(count: u16) -> u16 {
     12_000 + start + NEXT.fetch_add(count, Ordering::Relaxed)
 }
 
+/// What is the same for so long has come to rest: a program that has nothing to do gives back more after three seconds.
+const REST: Duration = Duration::from_secs(5);
+
 /// Waits until memory has come to rest, or for so long.
 pub(crate) fn settle(process: &Process, patience: Duration) -> io::Result<Usage> {
     let start = Instant::now();
     let mut last = process.usage()?;
     loop {
-        thread::sleep(Duration::from_secs(1));
+        thread::sleep(REST);
         let usage = process.usage()?;
         if usage.resident.abs_diff(last.resident) < 64 * 1024 || start.elapsed() > patience {
             return Ok(usage);

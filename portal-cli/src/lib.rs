@@ -26,6 +26,7 @@ pub mod fuzzing;
 mod keyfile;
 mod machine;
 mod notices;
+mod pages;
 mod process;
 mod report;
 mod runtime;

@@ -2,14 +2,19 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
+use crate::pages;
 use crate::process::{self, ProcessError, Signal};
 use crate::state::control::{Answer, ControlSocket, Request};
 
 /// Notices that may wait. Whoever has one more waits; only the machine does not, as its runtime keeps its events.
 pub(crate) const QUEUE: usize = 64;
+/// Nothing new for so long: the start is over, and so is what came of the last notice.
+const QUIET: Duration = Duration::from_secs(3);
+/// And then now and then: a burst of visitors needs more of the program than the quiet after it.
+const LET_GO_EVERY: Duration = Duration::from_secs(60);
 
 /// Something to act on. `E` is what the machine tells; `D` is what comes of work that was done aside.
 pub(crate) enum Notice<E, D> {
@@ -53,16 +58,27 @@ impl<E: Send + 'static, D: Send + 'static> Notices<E, D> {
         Self { sender, receiver }
     }
 
-    /// Waits for the next, until `deadline` if there is one.
+    /// Waits for the next, until `deadline` if there is one. Lets go meanwhile of what is not needed of the program any more.
     pub(crate) fn next(&self, deadline: Option<Instant>) -> Option<Notice<E, D>> {
-        match deadline {
-            // There is a sender: this one's own.
-            None => self.receiver.recv().ok(),
-            Some(at) => {
-                let left = at.saturating_duration_since(Instant::now());
-                self.receiver.recv_timeout(left).ok()
+        let mut pause = QUIET;
+        loop {
+            let pause_ends = Instant::now() + pause;
+            if let Some(at) = deadline.filter(|at| *at <= pause_ends) {
+                return self.wait(at);
             }
+            let notice = self.wait(pause_ends);
+            if notice.is_some() {
+                return notice;
+            }
+            pages::let_go();
+            pause = LET_GO_EVERY;
         }
+    }
+
+    fn wait(&self, deadline: Instant) -> Option<Notice<E, D>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // There is a sender: this one's own.
+        self.receiver.recv_timeout(left).ok()
     }
 
     /// Takes a machine's events, as a runtime gives them.
@@ -127,7 +143,6 @@ impl<J> Worker<J> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn what_is_done_aside_comes_back_and_waiting_has_an_end() {

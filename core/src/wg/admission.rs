@@ -16,7 +16,9 @@ use crate::seed::{Hasher, Random};
 pub(super) struct Admission {
     mac1_key: [u8; 32],
     cookies: RateLimiter,
-    buckets: Box<[Bucket]>,
+    /// For each bucket, when all that its sources have used is earned again, in microseconds from `start`.
+    buckets: Box<[u64]>,
+    start: Instant,
     hasher: Hasher,
 }
 
@@ -34,20 +36,16 @@ pub(super) enum Verdict {
 }
 
 /// Handshake messages a second from one source, and how many at once. Many agents may share one address behind a NAT.
-const SOURCE_RATE: f32 = 50.0;
-const SOURCE_BURST: f32 = 100.0;
+const SOURCE_RATE: u64 = 50;
+const SOURCE_BURST: u64 = 100;
+/// Microseconds in which a source earns a message.
+const EARNED_IN: u64 = 1_000_000 / SOURCE_RATE;
 /// Handshake messages a second in all above which cookies are asked for. At about 0.2 ms each this is a tenth of a core.
 const LOAD_LIMIT: u64 = 500;
 /// Sources share buckets by a seeded hash: a fixed table cannot be grown by spoofed addresses.
 const BUCKETS: usize = 4096;
 /// WireGuard paper, section 5.4.4: `LABEL-MAC1`.
 const LABEL_MAC1: &[u8] = b"mac1----";
-
-#[derive(Clone, Copy)]
-struct Bucket {
-    tokens: f32,
-    filled: Instant,
-}
 
 impl Admission {
     pub(super) fn new(public_key: &x25519::PublicKey, now: Instant, random: &mut Random) -> Self {
@@ -57,14 +55,9 @@ impl Admission {
         Self {
             mac1_key: hash.finalize().into(),
             cookies: RateLimiter::new(public_key, LOAD_LIMIT),
-            buckets: vec![
-                Bucket {
-                    tokens: SOURCE_BURST,
-                    filled: now
-                };
-                BUCKETS
-            ]
-            .into_boxed_slice(),
+            // Zeros cost no memory before they are used.
+            buckets: vec![0; BUCKETS].into_boxed_slice(),
+            start: now,
             hasher: random.hasher(),
         }
     }
@@ -99,13 +92,12 @@ impl Admission {
 
     fn take_token(&mut self, now: Instant, source: IpAddr) -> bool {
         let slot = self.hasher.hash_one(source_prefix(source)) as usize % self.buckets.len();
-        let bucket = &mut self.buckets[slot];
-        let earned = now.saturating_duration_since(bucket.filled).as_secs_f32() * SOURCE_RATE;
-        bucket.tokens = (bucket.tokens + earned).min(SOURCE_BURST);
-        bucket.filled = now;
-        let admitted = bucket.tokens >= 1.0;
+        let earned_at = &mut self.buckets[slot];
+        let now = u64::try_from(now.saturating_duration_since(self.start).as_micros()).unwrap_or(u64::MAX);
+        let used = earned_at.saturating_sub(now);
+        let admitted = used <= (SOURCE_BURST - 1) * EARNED_IN;
         if admitted {
-            bucket.tokens -= 1.0;
+            *earned_at = now.saturating_add(used + EARNED_IN);
         }
         admitted
     }
