@@ -1,17 +1,18 @@
 //! What small requests wait for when a bulk transfer goes through the same tunnel, and through another one on the same
 //! machine, to the same server: the second has the same load on its cores, and shares no queue of the tunnel.
 
-use std::io;
-use std::net::SocketAddr;
-use std::time::Duration;
+//!
+//! Who asks, who transfers and who answers are threads of their own, and each waits for nobody but the kernel: as tasks of one
+//! runtime, requests would wait behind the transfer's in the bench itself.
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crate::figures::{Kind, Run, in_turn};
-use crate::load::kept_alive;
-use crate::target::visit;
+use crate::load::Rate;
+use crate::target::REQUEST;
 use crate::tunnel::Peer;
 use crate::worker::{Server, Service};
 
@@ -19,6 +20,8 @@ use crate::worker::{Server, Service};
 const REQUESTS: usize = 4_000;
 /// How long a transfer goes on before it counts.
 const WARM_UP: Duration = Duration::from_millis(500);
+/// Longer than anything here takes where it works at all.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 const KINDS: [Kind; 7] = [
     Kind::new("p50, nothing else, µs", 0),
@@ -36,23 +39,17 @@ pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> String {
 }
 
 async fn once(peer: &dyn Peer) -> io::Result<Run> {
-    let server = Server::start(Service::Echo, peer.place().far)?;
+    let server = Server::start(Service::EchoByThreads, peer.place().far)?;
     let tunnel = peer.start(server.port, peer.place())?;
     let other = peer.start(server.port, peer.place())?;
     let mut run = Run::new();
     for bulk in [None, Some(other.addr), Some(tunnel.addr)] {
-        let transfer = match bulk {
-            Some(addr) => Some(endless(addr).await?),
-            None => None,
-        };
-        sleep(WARM_UP).await;
-        let rate = kept_alive(tunnel.addr, 1, REQUESTS).await?;
+        let transfer = bulk.map(Transfer::start).transpose()?;
+        thread::sleep(WARM_UP);
+        let rate = requests(tunnel.addr)?;
         run.extend([Some(rate.p50), Some(rate.p99)]);
         if let Some(transfer) = transfer {
-            if transfer.is_finished() {
-                return Err(io::Error::other("the transfer beside the requests has ended"));
-            }
-            transfer.abort();
+            transfer.stop()?;
         }
     }
     let times = run[5].zip(run[3]).map(|(same, other)| same / other);
@@ -60,24 +57,63 @@ async fn once(peer: &dyn Peer) -> io::Result<Run> {
     Ok(run)
 }
 
+/// Small requests, one after the other.
+fn requests(addr: SocketAddr) -> io::Result<Rate> {
+    let mut stream = visit(addr)?;
+    let (sent, mut back) = ([0x5a; REQUEST], [0; REQUEST]);
+    let mut times = Vec::with_capacity(REQUESTS);
+    let begin = Instant::now();
+    for _ in 0..REQUESTS {
+        let start = Instant::now();
+        stream.write_all(&sent)?;
+        stream.read_exact(&mut back)?;
+        times.push(start.elapsed());
+    }
+    Ok(Rate::of(times, begin.elapsed().as_secs_f64()))
+}
+
 /// Bytes to an echo and back, as fast as it can, until it is stopped.
-async fn endless(addr: SocketAddr) -> io::Result<JoinHandle<io::Result<()>>> {
-    let (mut reader, mut writer) = visit(addr, 0).await?.into_split();
-    Ok(tokio::spawn(async move {
-        let sending = async {
+struct Transfer {
+    stream: TcpStream,
+    halves: [JoinHandle<()>; 2],
+}
+
+impl Transfer {
+    fn start(addr: SocketAddr) -> io::Result<Self> {
+        let stream = visit(addr)?;
+        let (mut writer, mut reader) = (stream.try_clone()?, stream.try_clone()?);
+        let sending = thread::spawn(move || {
             let piece = vec![0x5a; 256 * 1024];
-            loop {
-                writer.write_all(&piece).await?;
-            }
-        };
-        let taking = async {
+            while writer.write_all(&piece).is_ok() {}
+        });
+        let taking = thread::spawn(move || {
             let mut piece = vec![0; 256 * 1024];
-            while reader.read(&mut piece).await? > 0 {}
-            Ok(())
-        };
-        tokio::select! {
-            ended = sending => ended,
-            ended = taking => ended,
+            while reader.read(&mut piece).is_ok_and(|count| count > 0) {}
+        });
+        Ok(Self {
+            stream,
+            halves: [sending, taking],
+        })
+    }
+
+    /// An error if it had ended before.
+    fn stop(self) -> io::Result<()> {
+        if self.halves.iter().any(JoinHandle::is_finished) {
+            return Err(io::Error::other("the transfer beside the requests has ended"));
         }
-    }))
+        self.stream.shutdown(Shutdown::Both)?;
+        for half in self.halves {
+            half.join()
+                .map_err(|_| io::Error::other("a thread of the transfer has failed"))?;
+        }
+        Ok(())
+    }
+}
+
+fn visit(addr: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(addr)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }

@@ -32,6 +32,19 @@ pub(crate) struct Rate {
     pub(crate) p99: f64,
 }
 
+impl Rate {
+    /// Of what took these times in so many seconds.
+    pub(crate) fn of(mut times: Vec<Duration>, seconds: f64) -> Self {
+        times.sort_unstable();
+        let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
+        Self {
+            per_second: times.len() as f64 / seconds,
+            p50: at(0.5),
+            p99: at(0.99),
+        }
+    }
+}
+
 /// Moves so many bytes over each of so many connections at once; Mbit/s in all.
 pub(crate) async fn bulk(addr: SocketAddr, bytes: usize, connections: usize, direction: Direction) -> io::Result<f64> {
     let mut transfers = JoinSet::new();
@@ -134,13 +147,7 @@ where
         times.extend(worker??);
     }
     let elapsed = start.elapsed().as_secs_f64();
-    times.sort_unstable();
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
-    Ok(Rate {
-        per_second: times.len() as f64 / elapsed,
-        p50: at(0.5),
-        p99: at(0.99),
-    })
+    Ok(Rate::of(times, elapsed))
 }
 
 async fn within<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

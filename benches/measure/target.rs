@@ -1,7 +1,8 @@
 //! The services behind a tunnel, and what their visitors do.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::thread;
 use std::time::UNIX_EPOCH;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,6 +27,27 @@ pub(crate) async fn echo() -> io::Result<u16> {
                     }
                     if count == buffer.len() && count < 256 * 1024 {
                         buffer.resize(2 * count, 0);
+                    }
+                }
+            });
+        }
+    });
+    Ok(port)
+}
+
+/// Starts one with a thread for each connection.
+pub(crate) fn echo_by_threads() -> io::Result<u16> {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            thread::spawn(move || {
+                let mut buffer = vec![0; 256 * 1024];
+                stream.set_nodelay(true)?;
+                loop {
+                    match stream.read(&mut buffer)? {
+                        0 => return Ok::<_, io::Error>(()),
+                        count => stream.write_all(&buffer[..count])?,
                     }
                 }
             });

@@ -74,6 +74,8 @@ impl Drop for Worker {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Service {
     Echo,
+    /// The same, with a thread for each connection: none waits for another's turn.
+    EchoByThreads,
     Bulk,
 }
 
@@ -87,6 +89,7 @@ impl Server {
     pub(crate) fn start(service: Service, namespace: Option<&str>) -> io::Result<Self> {
         let service = match service {
             Service::Echo => "echo",
+            Service::EchoByThreads => "echo by threads",
             Service::Bulk => "bulk",
         };
         let mut worker = Worker::start(&[SERVE, service], namespace)?;
@@ -158,6 +161,7 @@ pub(crate) fn run(args: &[String]) -> io::Result<()> {
             let port = runtime.block_on(async {
                 match service.as_str() {
                     "echo" => target::echo().await,
+                    "echo by threads" => target::echo_by_threads(),
                     _ => target::bulk().await,
                 }
             })?;
