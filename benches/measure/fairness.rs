@@ -7,6 +7,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -16,20 +18,22 @@ use crate::target::REQUEST;
 use crate::tunnel::Peer;
 use crate::worker::{Server, Service};
 
-/// Requests of one run, one after the other.
-const REQUESTS: usize = 4_000;
+/// How long requests are made, one after the other.
+const SPELL: Duration = Duration::from_secs(3);
 /// How long a transfer goes on before it counts.
 const WARM_UP: Duration = Duration::from_millis(500);
 /// Longer than anything here takes where it works at all.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 9] = [
     Kind::new("p50, nothing else, µs", 0),
     Kind::new("p99", 0),
     Kind::new("p50, bulk in another tunnel", 0),
     Kind::new("p99", 0),
+    Kind::new("that bulk, Mbit/s each way", 0),
     Kind::new("p50, bulk in the same tunnel", 0),
     Kind::new("p99", 0),
+    Kind::new("that bulk", 0),
     Kind::new("p99, same tunnel to another", 2),
 ];
 
@@ -46,13 +50,16 @@ async fn once(peer: &dyn Peer) -> io::Result<Run> {
     for bulk in [None, Some(other.addr), Some(tunnel.addr)] {
         let transfer = bulk.map(Transfer::start).transpose()?;
         thread::sleep(WARM_UP);
+        let begin = (Instant::now(), transfer.as_ref().map(Transfer::came_back));
         let rate = requests(tunnel.addr)?;
         run.extend([Some(rate.p50), Some(rate.p99)]);
         if let Some(transfer) = transfer {
+            let bytes = transfer.came_back() - begin.1.unwrap_or(0);
+            run.push(Some(bytes as f64 * 8.0 / begin.0.elapsed().as_secs_f64() / 1e6));
             transfer.stop()?;
         }
     }
-    let times = run[5].zip(run[3]).map(|(same, other)| same / other);
+    let times = run[6].zip(run[3]).map(|(same, other)| same / other);
     run.push(times);
     Ok(run)
 }
@@ -61,9 +68,9 @@ async fn once(peer: &dyn Peer) -> io::Result<Run> {
 fn requests(addr: SocketAddr) -> io::Result<Rate> {
     let mut stream = visit(addr)?;
     let (sent, mut back) = ([0x5a; REQUEST], [0; REQUEST]);
-    let mut times = Vec::with_capacity(REQUESTS);
+    let mut times = Vec::new();
     let begin = Instant::now();
-    for _ in 0..REQUESTS {
+    while begin.elapsed() < SPELL {
         let start = Instant::now();
         stream.write_all(&sent)?;
         stream.read_exact(&mut back)?;
@@ -76,11 +83,14 @@ fn requests(addr: SocketAddr) -> io::Result<Rate> {
 struct Transfer {
     stream: TcpStream,
     halves: [JoinHandle<()>; 2],
+    came_back: Arc<AtomicU64>,
 }
 
 impl Transfer {
     fn start(addr: SocketAddr) -> io::Result<Self> {
         let stream = visit(addr)?;
+        let came_back = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&came_back);
         let (mut writer, mut reader) = (stream.try_clone()?, stream.try_clone()?);
         let sending = thread::spawn(move || {
             let piece = vec![0x5a; 256 * 1024];
@@ -88,12 +98,20 @@ impl Transfer {
         });
         let taking = thread::spawn(move || {
             let mut piece = vec![0; 256 * 1024];
-            while reader.read(&mut piece).is_ok_and(|count| count > 0) {}
+            while let Ok(count @ 1..) = reader.read(&mut piece) {
+                counted.fetch_add(count as u64, Ordering::Relaxed);
+            }
         });
         Ok(Self {
             stream,
             halves: [sending, taking],
+            came_back,
         })
+    }
+
+    /// How many bytes have come back so far.
+    fn came_back(&self) -> u64 {
+        self.came_back.load(Ordering::Relaxed)
     }
 
     /// An error if it had ended before.

@@ -150,6 +150,7 @@ impl Stack {
         flow.queued = false;
         flow.sent_in_turn = 0;
         self.precedents.learn(now, flow);
+        self.company.note(now, flow.peer, id, flow.wire.in_flight());
         self.schedule.finish_flow();
         if changed {
             self.touch(id);

@@ -137,7 +137,8 @@ impl Stack {
                     let Some(part) = part else { break };
                     builder.feed(house, smoltcp_now, &flow.key, part);
                 }
-                flow.wire.incoming(now, packet);
+                let has_company = || id.is_some_and(|id| self.company.has(now, peer, id));
+                flow.wire.incoming(now, packet, has_company);
                 flow.heard = now;
                 if flow.unconfirmed.take().is_some() {
                     self.unconfirmed -= 1;

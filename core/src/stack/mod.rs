@@ -12,6 +12,7 @@
 //! put there.
 
 mod bytes;
+mod company;
 mod device;
 mod early;
 mod egress;
@@ -38,6 +39,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::ip::{Payload, parse};
 
+use self::company::Company;
 use self::device::{PacketSlot, Port};
 use self::early::{Fallen, MOST_FALLEN};
 use self::flow::{FLOW_STATE, Flow, endpoint};
@@ -157,6 +159,7 @@ pub(crate) struct Stack {
     unreachable: TimerQueue<PeerId>,
     touched: VecDeque<FlowId>,
     precedents: Precedents,
+    company: Company,
     /// Flows that were answered and are not confirmed.
     unconfirmed: usize,
     fallen: Fallen,
@@ -203,6 +206,7 @@ impl Stack {
             unreachable: TimerQueue::new(),
             touched: VecDeque::new(),
             precedents: Precedents::default(),
+            company: Company::default(),
             unconfirmed: 0,
             fallen: Fallen::default(),
             queue: ByteQueue::new(MAX_QUEUED_BYTES),
@@ -235,7 +239,7 @@ impl Stack {
 
     /// Of how many peers something is remembered; never more than there are.
     pub(crate) fn remembered_peers(&self) -> usize {
-        self.precedents.len()
+        self.precedents.len().max(self.company.len())
     }
 
     pub(crate) fn flow_count(&self) -> usize {
@@ -369,6 +373,7 @@ impl Stack {
         self.schedule.forget(peer);
         self.unreachable.clear(peer);
         self.precedents.forget(peer);
+        self.company.forget(peer);
     }
 
     /// The next flow in whose life something happened since it was last returned.

@@ -31,6 +31,8 @@ pub(super) struct Queue {
     jitter: u32,
     /// The last measurement of that.
     others: u32,
+    /// Other flows wait behind this one's bytes.
+    has_company: bool,
 }
 
 /// A path may have changed after so long: what was measured two spells ago is forgotten.
@@ -39,8 +41,14 @@ const SPELL: Duration = Duration::from_secs(10);
 const ROUND_TRIPS: u32 = 4;
 /// A queue may hold half of what the path itself does, and what passes in this time: processes, too, wait for their turn.
 const SLACK: u32 = 500;
+/// And in this time while others wait: then jitter, too, is to be short, as long as it is no more than what the turns of
+/// busy processes make. More of it is the queue of others, to whom nothing is to be left.
+const IN_COMPANY: u32 = 50;
+const TURNS: u32 = 5_000;
 /// No less than this many bytes may be on its way: trains, not packets, are what ends work with.
 const LEAST: u32 = 64 << 10;
+/// And while others wait.
+const LEAST_IN_COMPANY: u32 = 16 << 10;
 
 impl Default for Queue {
     fn default() -> Self {
@@ -55,6 +63,7 @@ impl Default for Queue {
             before: None,
             jitter: 0,
             others: 0,
+            has_company: false,
         }
     }
 }
@@ -65,8 +74,10 @@ impl Queue {
         self.limit
     }
 
-    /// A round trip took so long, in which so many bytes were acknowledged.
-    pub(super) fn measured(&mut self, now: Instant, took: Duration, bytes: u32) {
+    /// A round trip took so long, in which so many bytes were acknowledged. `has_company`: other flows of the tunnel, which
+    /// have little to say, wait behind them.
+    pub(super) fn measured(&mut self, now: Instant, took: Duration, bytes: u32, has_company: bool) {
+        self.has_company = has_company;
         let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX).max(1);
         let since = *self.since.get_or_insert(now);
         if now.saturating_duration_since(since) > SPELL {
@@ -95,7 +106,21 @@ impl Queue {
     fn due(&self) -> u32 {
         let shortest = self.shortest();
         let path = shortest.saturating_add(shortest / 2);
-        path.saturating_add(SLACK).saturating_add(self.jitter)
+        path.saturating_add(self.allowance())
+    }
+
+    /// How much longer than the path makes it a round trip may be.
+    fn allowance(&self) -> u32 {
+        if self.has_company && self.jitter <= TURNS {
+            IN_COMPANY
+        } else {
+            self.jitter.saturating_add(SLACK)
+        }
+    }
+
+    /// How much may be on its way in any case.
+    fn least(&self) -> u32 {
+        if self.has_company { LEAST_IN_COMPANY } else { LEAST }
     }
 
     /// Takes back what only queues up.
@@ -109,11 +134,11 @@ impl Queue {
         } else {
             self.due()
         };
-        if mean <= time || passed <= u64::from(LEAST) {
+        if mean <= time || passed <= u64::from(self.least()) {
             return;
         }
         let passes = passed * u64::from(time) / u64::from(mean);
-        self.limit = u32::try_from(passes).unwrap_or(u32::MAX).max(LEAST);
+        self.limit = u32::try_from(passes).unwrap_or(u32::MAX).max(self.least());
         self.before.get_or_insert((mean, passed));
     }
 
@@ -121,7 +146,7 @@ impl Queue {
     /// with much and one with less begins.
     fn judge(&mut self, mean: u32, passed: u64) {
         let ours = match self.before {
-            _ if passed <= u64::from(LEAST) => 0,
+            _ if passed <= u64::from(self.least()) => 0,
             Some((was, much)) if passed <= much - much / 4 => {
                 u64::from(was.saturating_sub(mean)) * passed / (much - passed)
             }
@@ -150,7 +175,7 @@ mod tests {
             flight = window.min(queue.limit());
             took = base.max(MS * flight / rate);
             *now += took;
-            queue.measured(*now, took, flight);
+            queue.measured(*now, took, flight, false);
         }
         (flight, took)
     }
@@ -159,7 +184,7 @@ mod tests {
     fn a_queue_that_stands_is_kept_short() {
         let (mut queue, mut now) = (Queue::default(), some_instant());
         let rate = 100_000;
-        queue.measured(now, 20 * MS, 1000);
+        queue.measured(now, 20 * MS, 1000, false);
         let (flight, took) = path(&mut queue, &mut now, 20 * MS, rate, 32 << 20);
         assert!(took < 60 * MS, "{took:?}");
         assert!(flight >= 20 * rate, "the path is full: {flight}");
@@ -180,7 +205,7 @@ mod tests {
             let took = MS * (10 + 5 * (round.wrapping_mul(2_654_435_761) >> 29));
             now += took;
             let flight = queue.limit().min(4 << 20);
-            queue.measured(now, took, flight);
+            queue.measured(now, took, flight, false);
             (passed, windows) = (passed + u64::from(flight), windows + (4 << 20));
         }
         assert!(passed > windows / 2, "{passed} of {windows}");
@@ -190,16 +215,47 @@ mod tests {
     fn what_does_not_get_shorter_is_no_queue_of_ours() {
         for took in [4, 6, 20, 100] {
             let (mut queue, mut now) = (Queue::default(), some_instant());
-            queue.measured(now, 2 * MS, 1000);
+            queue.measured(now, 2 * MS, 1000, false);
             let (mut passed, mut windows) = (0, 0);
             for _ in 0..2_000 {
                 now += took * MS;
                 let flight = queue.limit().min(1 << 20);
-                queue.measured(now, took * MS, flight);
+                queue.measured(now, took * MS, flight, false);
                 (passed, windows) = (passed + u64::from(flight), windows + (1 << 20));
             }
             assert!(passed > windows / 10 * 7, "{took} ms: {passed} of {windows}");
         }
+    }
+
+    /// As `what_does_not_get_shorter_is_no_queue_of_ours`, for a path whose round trips take `took` whatever is on its way:
+    /// what share of a window of 1 MiB is on its way in the end.
+    fn share(queue: &mut Queue, now: &mut Instant, took: Duration, has_company: bool) -> f64 {
+        let mut flight = 0;
+        for _ in 0..2_000 {
+            *now += took;
+            flight = queue.limit().min(1 << 20);
+            queue.measured(*now, took, flight, has_company);
+        }
+        f64::from(flight) / f64::from(1 << 20)
+    }
+
+    #[test]
+    fn who_has_company_leaves_no_more_on_its_way_than_the_path_needs() {
+        let (mut queue, mut now) = (Queue::default(), some_instant());
+        queue.measured(now, MS / 10, 1000, false);
+        assert!(share(&mut queue, &mut now, 3 * MS, false) > 0.5);
+        let in_company = share(&mut queue, &mut now, 3 * MS, true);
+        assert!(in_company < 0.1, "{in_company}");
+        assert!(queue.limit() >= LEAST_IN_COMPANY);
+        assert!(share(&mut queue, &mut now, 3 * MS, false) > 0.5, "alone again");
+    }
+
+    #[test]
+    fn the_queue_of_others_is_not_made_way_for_in_company_either() {
+        let (mut queue, mut now) = (Queue::default(), some_instant());
+        queue.measured(now, 2 * MS, 1000, true);
+        let share = share(&mut queue, &mut now, 40 * MS, true);
+        assert!(share > 0.5, "{share}");
     }
 
     #[test]
@@ -213,10 +269,10 @@ mod tests {
     #[test]
     fn who_has_little_on_its_way_is_not_held_back_for_others() {
         let (mut queue, mut now) = (Queue::default(), some_instant());
-        queue.measured(now, MS, 1000);
+        queue.measured(now, MS, 1000, false);
         for _ in 0..100 {
             now += 50 * MS;
-            queue.measured(now, 50 * MS, 1000);
+            queue.measured(now, 50 * MS, 1000, false);
         }
         assert_eq!(queue.limit(), u32::MAX);
     }

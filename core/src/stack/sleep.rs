@@ -147,7 +147,7 @@ impl Stack {
         let flow_is_channel = flow.owner == Owner::Channel;
         if let Some(asks) = flow.wire.is_mere_sign_of_life(packet) {
             flow.heard = now;
-            flow.wire.incoming(now, packet);
+            flow.wire.incoming(now, packet, || false);
             if asks {
                 let window = flow.sleeping_window();
                 let answer = flow.wire.acknowledgement(window);

@@ -216,8 +216,8 @@ impl Wire {
         })
     }
 
-    /// Translates a packet that is for the socket, and notes what it tells.
-    pub(super) fn incoming(&mut self, now: Instant, packet: &mut [u8]) {
+    /// Translates a packet that is for the socket, and notes what it tells. `has_company`: see [`Queue::measured`].
+    pub(super) fn incoming(&mut self, now: Instant, packet: &mut [u8], has_company: impl FnOnce() -> bool) {
         let Some(mut head) = Head::of(packet) else { return };
         if head.flags & (SYN | RST | FIN) == FIN && head.seq.wrapping_add(head.payload) == self.told.0 {
             // smoltcp drops a packet that has only bytes that have arrived before, and the end behind them with it.
@@ -248,7 +248,7 @@ impl Wire {
             {
                 let took = now.saturating_duration_since(at);
                 self.round_trip = Some(self.round_trip.map_or(took, |old| (old * 7 + took) / 8));
-                self.queue.measured(now, took, bytes);
+                self.queue.measured(now, took, bytes, has_company());
                 self.sample = None;
             }
         }
@@ -562,7 +562,7 @@ mod tests {
                 window_len: 10,
                 ..BLANK
             };
-            wire.incoming(at(acknowledged), write(&mut room, OWN, &KEY, Way::In, repr));
+            wire.incoming(at(acknowledged), write(&mut room, OWN, &KEY, Way::In, repr), || false);
             (wire.round_trip, wire.in_flight(), wire.remote_window())
         };
         let ms = Duration::from_millis;
