@@ -66,6 +66,8 @@ counters! {
     wakes_delayed,
     /// Acknowledgements heard in packets that had nothing else: both ends sent again at the same time.
     late_acknowledgements,
+    /// Times that the end of what a flow had to say was asked after, because nobody answered within two round trips.
+    tail_probes,
     /// Flows whose first bytes were there with their SYN, sent or received.
     flows_early,
     /// SYNs refused because what they had opened before was lost: its bytes must not arrive twice.

@@ -6,6 +6,7 @@ use smoltcp::iface::PollResult;
 use smoltcp::socket::tcp::State;
 
 use super::device::Port;
+use super::house::Builder;
 use super::need::silence;
 use super::{FlowId, Stack};
 use crate::resources::Resources;
@@ -118,6 +119,14 @@ impl Stack {
         let Some(flow) = self.flows.get_mut(id.0) else {
             return false;
         };
+        let mut builder = Builder {
+            interface: &mut self.interface,
+            mtu: self.config.mtu,
+            own: self.address,
+            slot: &mut self.next,
+        };
+        let asks = flow.ask_after_tail(&mut builder, now, smoltcp_now);
+        resources.counters.tail_probes += u64::from(asks);
         let Some(house) = &mut flow.house else { return false };
         let mut port = Port {
             mtu: self.config.mtu,
@@ -181,8 +190,9 @@ impl Stack {
         let lull = shared_instant(self.epoch, flow.active_at + silence(house.buffers));
         let lull = (is_quiet && !flow.seen.is_ending()).then_some(lull);
         let wish_ends = flow.need.wish_ends();
+        let probe_at = flow.probe_at();
         let due = due.map(|due| self.instant_of(due));
-        match due.into_iter().chain(lull).chain(wish_ends).min() {
+        match due.into_iter().chain(lull).chain(wish_ends).chain(probe_at).min() {
             // Where bytes are on their way the timer moves with each packet, and it is left; now it would only be a turn
             // for nothing.
             Some(due) if is_quiet => self.timers.set(id, due.max(now + STALLED)),

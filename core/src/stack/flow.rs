@@ -202,10 +202,12 @@ impl Flow {
         if socket.state() == State::FinWait2 {
             return self.abort();
         }
-        let mut dropped = 1;
-        while dropped > 0 {
-            dropped = socket.recv(|bytes| (bytes.len(), bytes.len())).unwrap_or(0);
+        let (mut dropped, mut last) = (0, 1);
+        while last > 0 {
+            last = socket.recv(|bytes| (bytes.len(), bytes.len())).unwrap_or(0);
+            dropped += last;
         }
+        self.wire.took(dropped);
     }
 
     /// Lets the socket end as the flow does, if there is one; otherwise the flow wakes for it.

@@ -189,6 +189,17 @@ impl Stack {
             }
         }
         self.push_reply(peer);
+        if let Some(flow) = id.and_then(|id| self.flows.get_mut(id.0))
+            && flow.wire.recovery.wants()
+        {
+            let mut builder = Builder {
+                interface: &mut self.interface,
+                mtu: self.config.mtu,
+                own: self.address,
+                slot: &mut self.reply,
+            };
+            flow.mend(&mut builder, smoltcp_now);
+        }
         if let Some(id) = id.filter(|_| is_new) {
             self.settle_early(id, resources);
             if let Some(flow) = self.flows.get(id.0) {

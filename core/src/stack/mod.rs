@@ -23,6 +23,7 @@ mod ip;
 mod need;
 mod precedent;
 mod queue;
+mod recovery;
 mod schedule;
 mod segment;
 mod sleep;

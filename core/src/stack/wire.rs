@@ -10,6 +10,7 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpAddress, Ipv6Packet, TcpControl, TcpPacket, TcpRepr};
 
 use super::queue::Queue;
+use super::recovery::Recovery;
 use super::segment::{
     ACK, BLANK, FIN, Head, RST, SYN, at, count, is_after, number, replace_byte, replace_u16, replace_u32, scale_option,
     write_u16, write_u32,
@@ -66,6 +67,7 @@ pub(super) struct Wire {
     /// A number whose acknowledgement tells the round trip, when it was sent, and how much was on its way up to it.
     sample: Option<(u32, Instant, u32)>,
     queue: Queue,
+    pub(super) recovery: Recovery,
     /// The most that was on its way since this was last asked.
     pub(super) most_in_flight: u32,
     /// Something was sent again since this was last asked.
@@ -142,7 +144,9 @@ impl Wire {
             self.sample
                 .get_or_insert((end, now, end.wrapping_sub(self.acknowledged)));
             self.most_in_flight = self.most_in_flight.max(self.in_flight());
+            self.recovery.sent(now, self.round_trip);
         } else if !is_keep_alive(seq, end, self.sent) {
+            self.recovery.sent_again(now, self.sent);
             self.repeated = true;
             self.sample = None;
         }
@@ -238,8 +242,13 @@ impl Wire {
         } else {
             self.offset
         };
+        let known = (self.acknowledged, self.heard_window);
         if !is_after(self.acknowledged, head.ack) && !is_after(head.ack, self.sent) {
             self.acknowledged = head.ack;
+            if head.ack != known.0 {
+                self.recovery
+                    .acknowledged(now, head.ack, self.in_flight(), self.round_trip);
+            }
             if !head.syn() {
                 self.window = usable(head.window);
             }
@@ -254,6 +263,9 @@ impl Wire {
         }
         // Nobody looks at the checksum from here on: the packet passed the AEAD.
         let window = self.no_repetition(&head, self.window_for_socket(&head));
+        if (head.ack, window) == known && head.payload == 0 && self.in_flight() > 0 {
+            self.recovery.said_again();
+        }
         if window != head.window {
             write_u16(packet, at::WINDOW, window);
         }
@@ -458,6 +470,33 @@ impl Wire {
             window_len: self.window,
             ..BLANK
         }
+    }
+
+    /// A made-up acknowledgement that says what the last one said. `None` while a window is shut. `unread` bytes wait in the
+    /// socket, and behind them the other end's end if that has come; `unacknowledged` have been put into it and are not known
+    /// there to have arrived.
+    pub(super) fn repetition(
+        &self,
+        unread: usize,
+        remote_fin: bool,
+        unacknowledged: usize,
+    ) -> Option<TcpRepr<'static>> {
+        let known = self.put.wrapping_sub(count(unacknowledged));
+        let next = self
+            .taken
+            .wrapping_add(count(unread))
+            .wrapping_add(u32::from(remote_fin));
+        (!self.shut).then(|| TcpRepr {
+            seq_number: number(next),
+            ack_number: Some(number(known.wrapping_sub(self.offset))),
+            window_len: self.heard_window.max(1),
+            ..BLANK
+        })
+    }
+
+    /// Whether not all of the bytes that wait in the socket to be acknowledged have been sent.
+    pub(super) fn has_unsent(&self, waiting: usize) -> bool {
+        count(waiting) > self.in_flight()
     }
 
     /// A made-up packet of the other end that a socket answers with its acknowledgement, whatever there is to say.

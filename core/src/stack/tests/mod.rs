@@ -2,6 +2,7 @@
 
 mod early;
 mod moves;
+mod recovery;
 
 use std::time::Duration;
 

@@ -1,0 +1,158 @@
+//! What is done about losses that smoltcp finds only by its timer, whose shortest time is 200 ms.
+//!
+//! It sends again what is missing after three acknowledgements that say the same. But nothing says so where the last packets
+//! of a flight are lost, and of several that are missing it sends the first one only. So an acknowledgement that ends before
+//! what was on its way when the first was sent again brings the next one at once (NewReno, RFC 6582), and a flight that nobody
+//! answers within two round trips is asked after by its first packet (a probe for tail loss, RFC 8985, section 7).
+//!
+//! smoltcp is asked for either by made-up acknowledgements that say the same.
+
+use std::time::{Duration, Instant};
+
+use smoltcp::socket::tcp::State;
+
+use super::flow::Flow;
+use super::house::{Builder, House};
+use super::segment::is_after;
+
+/// What a flow knows of what it has lost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Recovery {
+    /// Acknowledgements in a row that say the same.
+    same: u8,
+    /// Behind what was on its way when the first missing packet was sent again, and when that was; until all of it is
+    /// acknowledged.
+    until: Option<(u32, Instant)>,
+    /// A packet is to be sent again.
+    wanted: bool,
+    /// One was asked for, and has not been sent.
+    asked: bool,
+    /// When the flight is asked after.
+    probe_at: Option<Instant>,
+    /// It was, and has not arrived as a whole.
+    probed: bool,
+}
+
+/// So many acknowledgements that say the same have smoltcp send a packet again. The first of ours may be news.
+const SAME: u8 = 3;
+/// An end may be busy for so long before it answers.
+const BUSY: Duration = Duration::from_millis(10);
+/// One packet is mended in a round trip. Where that takes longer than smoltcp's timer, as most of a flight is missing, the timer
+/// does better: all of it goes again then.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+impl Recovery {
+    /// Bytes go for the first time.
+    pub(super) fn sent(&mut self, now: Instant, round_trip: Option<Duration>) {
+        if !self.probed {
+            self.probe_at = round_trip.map(|round_trip| now + 2 * round_trip + BUSY);
+        }
+    }
+
+    /// Bytes go again; `sent` is behind all that have gone.
+    pub(super) fn sent_again(&mut self, now: Instant, sent: u32) {
+        self.probe_at = None;
+        if std::mem::take(&mut self.asked) || (self.same >= SAME && self.until.is_none()) {
+            self.until.get_or_insert((sent, now));
+        } else {
+            // By the timer: all of them will go again.
+            self.until = None;
+        }
+    }
+
+    /// The other end acknowledges all in front of `ack`; `in_flight` bytes are left.
+    pub(super) fn acknowledged(&mut self, now: Instant, ack: u32, in_flight: u32, round_trip: Option<Duration>) {
+        self.same = 0;
+        self.until = self.until.filter(|&(until, _)| is_after(until, ack));
+        self.wanted = self
+            .until
+            .is_some_and(|(_, since)| now.saturating_duration_since(since) < PATIENCE);
+        if in_flight == 0 {
+            (self.probe_at, self.probed) = (None, false);
+        } else {
+            self.sent(now, round_trip);
+        }
+    }
+
+    /// Whether [`Flow::mend`] has something to do.
+    pub(super) fn wants(&self) -> bool {
+        self.wanted
+    }
+
+    /// It says what it has said before.
+    pub(super) fn said_again(&mut self) {
+        self.same = self.same.saturating_add(1);
+    }
+}
+
+impl Flow {
+    /// When it is to be looked at by [`Flow::ask_after_tail`].
+    pub(super) fn probe_at(&self) -> Option<Instant> {
+        self.wire.recovery.probe_at.filter(|_| self.is_tail())
+    }
+
+    /// Has the next packet sent that is missing, after an acknowledgement that shows that it is.
+    pub(super) fn mend(&mut self, builder: &mut Builder<'_>, now: smoltcp::time::Instant) {
+        if self.wire.recovery.wants() {
+            self.wire.recovery.wanted = false;
+            self.send_again(builder, now);
+        }
+    }
+
+    /// Has the first packet of a flight sent again, if that has not been answered for too long. Returns whether it did.
+    pub(super) fn ask_after_tail(
+        &mut self,
+        builder: &mut Builder<'_>,
+        now: Instant,
+        smoltcp_now: smoltcp::time::Instant,
+    ) -> bool {
+        if self.probe_at().is_none_or(|at| at > now) || self.is_overdue(builder, smoltcp_now) {
+            return false;
+        }
+        (self.wire.recovery.probe_at, self.wire.recovery.probed) = (None, true);
+        self.send_again(builder, smoltcp_now)
+    }
+
+    /// Whether all that there is to say is on its way: no acknowledgement of anything behind it will show what is missing.
+    fn is_tail(&self) -> bool {
+        let unsent = |queued| self.wire.has_unsent(queued);
+        self.house
+            .as_ref()
+            .is_some_and(|house| self.seen.established && !unsent(house.socket().send_queue()))
+    }
+
+    /// Whether smoltcp sends all of it again anyway.
+    fn is_overdue(&self, builder: &mut Builder<'_>, now: smoltcp::time::Instant) -> bool {
+        let timer = self
+            .house
+            .as_ref()
+            .and_then(|house| builder.interface.poll_at(now, &house.set));
+        timer.is_some_and(|at| at <= now)
+    }
+
+    /// Has the first packet sent again that is not acknowledged. False if there is none with bytes, or no room for it.
+    fn send_again(&mut self, builder: &mut Builder<'_>, now: smoltcp::time::Instant) -> bool {
+        let Some(house) = self.house.as_mut().filter(|house| takes_acknowledgements(house)) else {
+            return false;
+        };
+        let unread = house.socket().recv_queue();
+        let unacknowledged = house.socket().send_queue();
+        let Some(repetition) = self.wire.repetition(unread, self.seen.remote_fin, unacknowledged) else {
+            return false;
+        };
+        self.wire.recovery.asked = true;
+        for _ in 0..=SAME {
+            builder.feed(house, now, &self.key, repetition);
+            // It has nothing to say to that; if it had, it would be no answer to the other end.
+            debug_assert!(builder.slot.is_empty(), "{:?}", house.socket().state());
+            builder.slot.clear();
+        }
+        true
+    }
+}
+
+/// Whether a house has bytes that are not acknowledged, in a state in which it listens to acknowledgements of them.
+fn takes_acknowledgements(house: &House) -> bool {
+    let socket = house.socket();
+    matches!(socket.state(), State::Established | State::FinWait1 | State::CloseWait) && socket.send_queue() > 0
+}
