@@ -26,6 +26,8 @@ counters! {
     datagrams_sent,
     /// Inner packets opened and accepted.
     packets_opened,
+    /// Of those, the ones that carried on the one before them, and were dealt with together with it.
+    packets_coalesced,
     /// Inner packets sealed.
     packets_sealed,
     /// Datagrams that are no WireGuard message.

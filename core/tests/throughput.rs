@@ -156,6 +156,11 @@ fn upload(seed: u64, round_trip: Duration, loss: u32, memory: usize) -> (u64, Du
     let (start, before) = (world.now, arrived(&world));
     world.visitor(visitor).left_to_send = MOST_BYTES;
     while arrived(&world) - before < MOST_BYTES && world.step(start + LONGEST) {}
+    let counters = world.agents[0].machine.counters();
+    assert!(
+        loss > 0 || 2 * counters.packets_coalesced > counters.packets_opened,
+        "packets that arrive together are taken in together: {counters:?}"
+    );
     (arrived(&world) - before, world.now - start)
 }
 

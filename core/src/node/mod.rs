@@ -23,10 +23,10 @@ use crate::identity::SecretKey;
 use crate::machine::{Action, Path, StreamId, UdpSocketRef};
 use crate::resources::Resources;
 use crate::seed::Random;
-use crate::stack::{FlowId, MAX_QUEUED_BYTES, Owner, Stack, StackConfig, TunnelDatagram};
+use crate::stack::{COALESCER, Coalescer, FlowId, MAX_QUEUED_BYTES, Owner, Stack, StackConfig, TunnelDatagram};
 use crate::table::Table;
 use crate::timers::TimerQueue;
-use crate::wg::{DATA_OVERHEAD, PEER_CHARGE, PLAIN_BUFFER, PeerId, Wg, WgEvent};
+use crate::wg::{DATA_OVERHEAD, PEER_CHARGE, PeerId, Wg, WgEvent};
 
 pub use self::byte_path::StreamMut;
 use self::meter::Meters;
@@ -96,7 +96,7 @@ pub struct Node<X, E> {
     streams: Table<Stream<X>>,
     ended: VecDeque<Ended<X>>,
     datagrams: ByteQueue<Destination>,
-    plain: Vec<u8>,
+    coalescer: Coalescer,
     pub(crate) started: Instant,
     latest: Instant,
     honoured: Option<Instant>,
@@ -120,7 +120,7 @@ const SMALLEST_MEMORY: usize = 4 * 1024 * 1024;
 /// UDP payloads waiting for public and local sockets.
 const MAX_DATAGRAM_BYTES: usize = 512 * 1024;
 /// What a machine is charged from the start: its queues, and the fixed tables of the `wg` module and of the stack.
-const FIXED_CHARGE: usize = MAX_DATAGRAM_BYTES + MAX_QUEUED_BYTES + 256 * 1024;
+const FIXED_CHARGE: usize = MAX_DATAGRAM_BYTES + MAX_QUEUED_BYTES + COALESCER + 256 * 1024;
 /// By how much a deadline that did not move is pushed.
 const STUCK_PUSH: Duration = Duration::from_secs(1);
 
@@ -167,7 +167,7 @@ impl<X, E> Node<X, E> {
             streams: Table::new(limits.streams.saturating_add(MAX_CONNECTIONS)),
             ended: VecDeque::new(),
             datagrams: ByteQueue::new(MAX_DATAGRAM_BYTES),
-            plain: vec![0; PLAIN_BUFFER],
+            coalescer: Coalescer::new(),
             started: now,
             latest: now,
             honoured: None,
@@ -207,7 +207,7 @@ impl<X, E> Node<X, E> {
         self.actions.push_back(Action::Event(event));
     }
 
-    /// Opens the datagrams of a batch one by one; UDP packets among them are given to `udp` with their peer.
+    /// Opens the datagrams of a batch; UDP packets among them are given to `udp` with their peer.
     pub(crate) fn handle_datagram(
         &mut self,
         now: Instant,
@@ -216,17 +216,38 @@ impl<X, E> Node<X, E> {
         stride: usize,
         mut udp: impl FnMut(&mut Self, PeerId, TunnelDatagram, &[u8]),
     ) {
-        let mut plain = std::mem::take(&mut self.plain);
+        let mut coalescer = std::mem::replace(&mut self.coalescer, Coalescer::NONE);
         for datagram in batch.chunks(stride.max(1)) {
             self.resources.counters.datagrams_received += 1;
-            let opened = self.wg.open(now, path, datagram, &mut plain, &mut self.resources);
-            let Some((peer, len)) = opened else { continue };
-            if let Some(packet) = self.stack.ingress(now, peer, &mut plain[..len], &mut self.resources) {
-                let contents = packet.contents.clone();
-                udp(self, peer, packet, &plain[contents]);
+            let opened = self.wg.open(now, path, datagram, coalescer.room(), &mut self.resources);
+            let Some((peer, len)) = opened else {
+                coalescer.nothing_came();
+                continue;
+            };
+            if coalescer.append(peer, len, |headers| self.stack.most_coalesced(headers)) {
+                self.resources.counters.packets_coalesced += 1;
+                continue;
+            }
+            self.take_in(now, coalescer.take(), &mut udp);
+            if !coalescer.hold(peer, len) {
+                self.take_in(now, coalescer.take(), &mut udp);
             }
         }
-        self.plain = plain;
+        self.take_in(now, coalescer.take(), &mut udp);
+        self.coalescer = coalescer;
+    }
+
+    fn take_in(
+        &mut self,
+        now: Instant,
+        packet: Option<(PeerId, &mut [u8])>,
+        udp: &mut impl FnMut(&mut Self, PeerId, TunnelDatagram, &[u8]),
+    ) {
+        let Some((peer, packet)) = packet else { return };
+        if let Some(datagram) = self.stack.ingress(now, peer, packet, &mut self.resources) {
+            let contents = datagram.contents.clone();
+            udp(self, peer, datagram, &packet[contents]);
+        }
     }
 
     /// Queues a UDP payload for a public or local socket.

@@ -1,6 +1,6 @@
 //! The device smoltcp talks to: one packet in, one packet out.
 
-use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
 /// Room for one outgoing packet, with zeros behind it so that it can be padded in place.
@@ -67,15 +67,13 @@ pub(super) struct Port<'a> {
     pub(super) outgoing: &'a mut PacketSlot,
 }
 
-/// What smoltcp is told about the tunnel. Received packets passed the AEAD, so their checksums are not looked at; sent
-/// ones may be for a kernel, which does look.
+/// What smoltcp is told about the tunnel. Received packets passed the AEAD, so their checksums are not looked at; sent ones
+/// may be for a kernel, which does look, and get theirs once nothing in them changes any more.
 pub(super) fn capabilities(mtu: usize) -> DeviceCapabilities {
     let mut capabilities = DeviceCapabilities::default();
     capabilities.medium = Medium::Ip;
     capabilities.max_transmission_unit = mtu;
     capabilities.checksum = ChecksumCapabilities::ignored();
-    capabilities.checksum.tcp = Checksum::Tx;
-    capabilities.checksum.udp = Checksum::Tx;
     capabilities
 }
 
@@ -115,7 +113,7 @@ pub(super) struct Outgoing<'a>(&'a mut PacketSlot);
 
 impl TxToken for Outgoing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        // Exactly `len`: a longer slice would put its slack under the TCP checksum.
+        // Exactly `len`, as was asked for.
         let result = f(&mut self.0.buffer[..len]);
         let padded = len.next_multiple_of(16).min(self.0.buffer.len());
         self.0.buffer[len..padded].fill(0);
@@ -128,7 +126,6 @@ impl TxToken for Outgoing<'_> {
 mod tests {
     use super::*;
 
-    /// A longer slice would put its slack under the checksum, and the other end would drop every packet.
     #[test]
     fn a_packet_is_written_into_exactly_its_length_and_padded_with_zeros() {
         let mut slot = PacketSlot::new(1280);

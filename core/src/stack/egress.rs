@@ -8,6 +8,7 @@ use smoltcp::socket::tcp::State;
 use super::device::Port;
 use super::house::Builder;
 use super::need::silence;
+use super::segment;
 use super::{FlowId, Stack};
 use crate::resources::Resources;
 use crate::timers::shared_instant;
@@ -55,6 +56,7 @@ impl Stack {
                 continue;
             }
             if self.egress(now, id, resources) {
+                segment::put_checksum(self.next.packet_mut());
                 self.next_peer = Some(peer);
             }
         }

@@ -12,6 +12,7 @@
 //! put there.
 
 mod bytes;
+mod coalesce;
 mod company;
 mod device;
 mod early;
@@ -39,6 +40,8 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::ip::{Payload, parse};
+
+pub(crate) use self::coalesce::{COALESCER, Coalescer};
 
 use self::company::Company;
 use self::device::{PacketSlot, Port};

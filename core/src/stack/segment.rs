@@ -1,5 +1,5 @@
-//! A TCP segment over IPv6 as it lies in memory: reading its headers, writing one, and changing what stands in it with its
-//! checksum kept right.
+//! A TCP segment over IPv6 as it lies in memory: reading its headers, and writing one. Its checksum is put in as the last
+//! thing, on its way out.
 
 use std::net::Ipv6Addr;
 
@@ -11,6 +11,9 @@ use super::FlowKey;
 /// Where things are in a packet: IPv6 without extension headers, then TCP.
 pub(super) mod at {
     pub(in crate::stack) const PAYLOAD_LEN: usize = 4;
+    pub(in crate::stack) const NEXT_HEADER: usize = 6;
+    pub(in crate::stack) const SOURCE: usize = 8;
+    pub(in crate::stack) const TCP: usize = 40;
     pub(in crate::stack) const SEQ: usize = 44;
     pub(in crate::stack) const ACK: usize = 48;
     pub(in crate::stack) const TCP_LEN: usize = 52;
@@ -25,7 +28,10 @@ pub(super) const HEADERS: usize = 60;
 pub(super) const FIN: u8 = 1;
 pub(super) const SYN: u8 = 2;
 pub(super) const RST: u8 = 4;
+pub(super) const PSH: u8 = 8;
 pub(super) const ACK: u8 = 16;
+/// The number of TCP among the protocols above IP.
+pub(super) const TCP: u8 = 6;
 
 /// What a packet's headers say.
 #[derive(Clone, Copy, Debug)]
@@ -78,21 +84,31 @@ impl Head {
     }
 }
 
+/// The connection of a packet that has come, from its headers.
+pub(super) fn key_of(packet: &[u8]) -> FlowKey {
+    let ip = Ipv6Packet::new_unchecked(packet);
+    FlowKey {
+        remote: ip.src_addr(),
+        remote_port: u16_at(packet, at::TCP),
+        local_port: u16_at(packet, at::TCP + 2),
+    }
+}
+
 /// Which way a packet goes that is written here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// To our own socket, which does not look at checksums.
+    /// To our own socket.
     In,
     /// To the other end.
     Out,
 }
 
-/// Writes a packet of a connection and returns it.
+/// Writes a packet of a connection and returns it; without a checksum.
 pub(super) fn write<'a>(room: &'a mut [u8], own: Ipv6Addr, key: &FlowKey, way: Way, repr: TcpRepr<'_>) -> &'a mut [u8] {
     let (remote, local) = ((key.remote, key.remote_port), (own, key.local_port));
-    let (from, to, checksums) = match way {
-        Way::In => (remote, local, ChecksumCapabilities::ignored()),
-        Way::Out => (local, remote, ChecksumCapabilities::default()),
+    let (from, to) = match way {
+        Way::In => (remote, local),
+        Way::Out => (local, remote),
     };
     let repr = TcpRepr {
         src_port: from.1,
@@ -111,18 +127,43 @@ pub(super) fn write<'a>(room: &'a mut [u8], own: Ipv6Addr, key: &FlowKey, way: W
     let mut ip = Ipv6Packet::new_unchecked(&mut *packet);
     ip_repr.emit(&mut ip);
     let mut tcp = TcpPacket::new_unchecked(ip.payload_mut());
-    repr.emit(&mut tcp, &IpAddress::Ipv6(from.0), &IpAddress::Ipv6(to.0), &checksums);
+    let (from, to) = (IpAddress::Ipv6(from.0), IpAddress::Ipv6(to.0));
+    repr.emit(&mut tcp, &from, &to, &ChecksumCapabilities::ignored());
     packet
 }
 
-/// Makes right what says how long a packet is to which bytes were added, and its checksum; it had `len` before.
+/// Makes right what says how long a packet is to which bytes were added; it had `len` before.
 pub(super) fn lengthened(packet: &mut [u8], len: usize) {
     let payload_len = u16_at(packet, at::PAYLOAD_LEN);
     let more = u16::try_from(packet.len() - len).unwrap_or(0);
     write_u16(packet, at::PAYLOAD_LEN, payload_len + more);
-    let mut ip = Ipv6Packet::new_unchecked(packet);
-    let ends = (IpAddress::Ipv6(ip.src_addr()), IpAddress::Ipv6(ip.dst_addr()));
-    TcpPacket::new_unchecked(ip.payload_mut()).fill_checksum(&ends.0, &ends.1);
+}
+
+/// Puts the checksum into a packet in which nothing changes any more (RFC 9293, 3.1, and RFC 8200, 8.1).
+pub(super) fn put_checksum(packet: &mut [u8]) {
+    write_u16(packet, at::CHECKSUM, 0);
+    let tcp_len = packet.len() - at::TCP;
+    // The addresses and all behind them, then the length and the protocol.
+    let sum = sum(&packet[at::SOURCE..]) + count(tcp_len) + u32::from(TCP);
+    write_u16(packet, at::CHECKSUM, !folded(sum.into()));
+}
+
+/// The one's complement sum of big-endian words (RFC 1071): added up in larger ones of the machine's own order, which it
+/// does several at a time; the order makes no difference but to that of the sum's own bytes.
+fn sum(bytes: &[u8]) -> u32 {
+    let (words, rest) = bytes.as_chunks::<4>();
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    let word = |word: &[u8; 4]| u64::from(u32::from_ne_bytes(*word));
+    let sum = words.iter().map(word).sum::<u64>() + word(&last);
+    u32::from(u16::from_be(folded(sum)))
+}
+
+fn folded(mut sum: u64) -> u16 {
+    while sum > u64::from(u16::MAX) {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    u16::try_from(sum).expect("what is larger is folded")
 }
 
 /// As much room as [`write()`] needs for any packet made here.
@@ -188,30 +229,6 @@ pub(super) fn write_u32(packet: &mut [u8], at: usize, value: u32) {
     packet[at..at + 4].copy_from_slice(&value.to_be_bytes());
 }
 
-/// Changes an aligned word of the TCP header, and the checksum with it (RFC 1624, equation 3).
-pub(super) fn replace_u16(packet: &mut [u8], at: usize, new: u16) {
-    let old = u16_at(packet, at);
-    packet[at..at + 2].copy_from_slice(&new.to_be_bytes());
-    let sum = u32::from(!u16_at(packet, at::CHECKSUM)) + u32::from(!old) + u32::from(new);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let checksum = !u16::try_from(sum).expect("carries are folded in");
-    packet[at::CHECKSUM..at::CHECKSUM + 2].copy_from_slice(&checksum.to_be_bytes());
-}
-
-pub(super) fn replace_u32(packet: &mut [u8], at: usize, new: u32) {
-    let [a, b, c, d] = new.to_be_bytes();
-    replace_u16(packet, at, u16::from_be_bytes([a, b]));
-    replace_u16(packet, at + 2, u16::from_be_bytes([c, d]));
-}
-
-pub(super) fn replace_byte(packet: &mut [u8], at: usize, new: u8) {
-    let word = at & !1;
-    let mut bytes = [packet[word], packet[word + 1]];
-    bytes[at - word] = new;
-    replace_u16(packet, word, u16::from_be_bytes(bytes));
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -224,32 +241,32 @@ pub(super) mod tests {
     };
     pub(in crate::stack) const OWN: Ipv6Addr = Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 2);
 
-    fn is_sound(packet: &[u8]) -> bool {
+    pub(in crate::stack) fn is_sound(packet: &[u8]) -> bool {
         let ip = Ipv6Packet::new_checked(packet).unwrap();
         let tcp = TcpPacket::new_checked(ip.payload()).unwrap();
         tcp.verify_checksum(&IpAddress::Ipv6(ip.src_addr()), &IpAddress::Ipv6(ip.dst_addr()))
     }
 
     #[test]
-    fn whatever_is_replaced_the_checksum_stays_right() {
+    fn the_checksum_is_the_one_that_others_make() {
         let mut random = Random::new([5; 32]);
-        let mut room = [0; 200];
-        for round in 0..20_000 {
+        let mut room = [0; 1300];
+        for round in 0..20_000_u32 {
+            // Bytes of nothing but ones or zeros are where one's complement sums go wrong.
+            let byte = [random.u32() as u8, 0, 0xff][round as usize % 3];
             let repr = TcpRepr {
-                seq_number: number(random.u32()),
+                seq_number: number([random.u32(), 0, u32::MAX][round as usize / 3 % 3]),
                 ack_number: Some(number(random.u32())),
                 window_len: random.u32() as u16,
-                payload: &[7; 33][..random.below(34) as usize],
+                payload: &[byte; 1200][..random.below(1201) as usize],
                 ..BLANK
             };
             let packet = write(&mut room, OWN, &KEY, Way::Out, repr);
-            assert!(is_sound(packet));
-            // Words of nothing but ones or zeros are where one's complement sums go wrong.
-            let new = [random.u32(), 0, u32::MAX, 0xffff, 0xffff_0000][round % 5];
-            replace_u32(packet, at::SEQ, new);
-            replace_u16(packet, at::WINDOW, new as u16);
-            assert!(is_sound(packet), "{new:x}");
-            assert_eq!((u32_at(packet, at::SEQ), u16_at(packet, at::WINDOW)), (new, new as u16));
+            put_checksum(packet);
+            assert!(is_sound(packet), "{packet:x?}");
+            let at = at::SEQ + random.below(8) as usize;
+            packet[at] ^= 0x10;
+            assert!(!is_sound(packet));
         }
     }
 
@@ -274,8 +291,6 @@ pub(super) mod tests {
         let packet = write(&mut room, OWN, &KEY, Way::Out, syn);
         let option = scale_option(packet).unwrap();
         assert_eq!(packet[option], 3);
-        replace_byte(packet, option, 7);
-        assert!(is_sound(packet));
         let mut random = Random::new([6; 32]);
         for _ in 0..10_000 {
             for byte in &mut packet[at::OPTIONS..] {

@@ -12,8 +12,7 @@ use smoltcp::wire::{IpAddress, Ipv6Packet, TcpControl, TcpPacket, TcpRepr};
 use super::queue::Queue;
 use super::recovery::Recovery;
 use super::segment::{
-    ACK, BLANK, FIN, Head, RST, SYN, at, count, is_after, number, replace_byte, replace_u16, replace_u32, scale_option,
-    write_u16, write_u32,
+    ACK, BLANK, FIN, Head, RST, SYN, at, count, is_after, number, scale_option, write_u16, write_u32,
 };
 
 /// What we announce as the scale of our windows, whatever the socket's own is: windows up to 8 MiB.
@@ -60,6 +59,8 @@ pub(super) struct Wire {
     shut: bool,
     /// Behind the last byte that has arrived, in order or not.
     arrived: u32,
+    /// How many bytes have arrived since one did that left others out.
+    pub(super) unbroken: u32,
     /// What we have acknowledged last, and the window told with it as it stood in the packet.
     told: (u32, u16),
     /// The round trip, once it was measured.
@@ -107,14 +108,12 @@ impl Wire {
     pub(super) fn outgoing(&mut self, now: Instant, packet: &mut [u8]) {
         let Some(head) = Head::of(packet) else { return };
         let seq = head.seq.wrapping_add(self.offset);
-        if self.offset != 0 {
-            replace_u32(packet, at::SEQ, seq);
-        }
+        write_u32(packet, at::SEQ, seq);
         let end = head.end().wrapping_add(self.offset);
         if head.syn() {
             if let Some(option) = scale_option(packet) {
                 self.shift = packet[option];
-                replace_byte(packet, option, ANNOUNCED_SHIFT);
+                packet[option] = ANNOUNCED_SHIFT;
             }
             if !self.repeated {
                 (self.put, self.sent, self.in_earnest, self.acknowledged) = (end, end, end, seq);
@@ -127,9 +126,7 @@ impl Wire {
             return;
         }
         let window = self.on_wire(usize::from(head.window) << self.shift);
-        if window != head.window {
-            replace_u16(packet, at::WINDOW, window);
-        }
+        write_u16(packet, at::WINDOW, window);
         if head.flags & RST == 0 {
             self.told = (head.ack, window);
         }
@@ -232,6 +229,12 @@ impl Wire {
             packet[at::FLAGS] &= !FIN;
         }
         if head.payload > 0 && self.is_in_window(head.end()) && is_after(head.end(), self.arrived) {
+            let leaves_hole = is_after(head.seq, self.arrived);
+            self.unbroken = if leaves_hole {
+                0
+            } else {
+                self.unbroken.saturating_add(head.payload)
+            };
             self.arrived = head.end();
         }
         if !head.acknowledges() {
@@ -299,7 +302,7 @@ impl Wire {
     /// The bytes of the other end's SYN are taken, and the socket's answer to it is to say so.
     pub(super) fn acknowledge_early(&mut self, answer: &mut [u8], bytes: u32) {
         self.told.0 = self.told.0.wrapping_add(bytes);
-        replace_u32(answer, at::ACK, self.told.0);
+        write_u32(answer, at::ACK, self.told.0);
         // Nobody has acknowledged it after a round trip.
         self.sample = None;
     }
@@ -389,6 +392,13 @@ impl Wire {
     /// Whether bytes have arrived that others are missing in front of, given that all before those were taken.
     pub(super) fn has_holes(&self) -> bool {
         is_after(self.arrived, self.taken)
+    }
+
+    /// Whether bytes that begin with this number come next, of which `unread` before them wait in the socket, and none behind
+    /// them have arrived.
+    pub(super) fn expects(&self, seq: u32, unread: u32) -> bool {
+        let next = self.taken.wrapping_add(unread);
+        seq == next && !is_after(self.arrived, next)
     }
 
     /// Whether a packet has nothing for a socket: it acknowledges what was acknowledged and brings no new byte. `None` if

@@ -12,13 +12,19 @@ use mock_instant::MockClock;
 pub(super) struct Clock {
     epoch: Instant,
     latest: Instant,
+    /// What boringtun reads.
+    lent: Duration,
 }
+
+/// Where its time begins: not at zero, from which nothing can be taken away.
+const FIRST: Duration = Duration::from_secs(1);
 
 impl Clock {
     pub(super) fn new(now: Instant) -> Self {
         let clock = Self {
             epoch: now,
             latest: now,
+            lent: FIRST,
         };
         clock.lend();
         clock
@@ -31,12 +37,15 @@ impl Clock {
 
     /// Makes `now` the time boringtun reads; an earlier `now` counts as the latest one seen.
     pub(super) fn enter(&mut self, now: Instant) -> Instant {
-        self.latest = self.latest.max(now);
+        if now > self.latest {
+            self.latest = now;
+            self.lent = FIRST + now.duration_since(self.epoch);
+        }
         self.lend();
         self.latest
     }
 
     fn lend(&self) {
-        MockClock::set_time(Duration::from_secs(1) + self.latest.duration_since(self.epoch));
+        MockClock::set_time(self.lent);
     }
 }

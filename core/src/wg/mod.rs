@@ -261,10 +261,13 @@ impl Wg {
                 self.find(data.receiver_idx, resources)?
             }
         };
-        self.update(now, id, false);
+        if self.update(now, id, false) {
+            self.note_state(now, id);
+        }
         let peer = self.peers.get_mut(id.0)?;
         let is_initiation = matches!(packet, Packet::HandshakeInit(_));
         let is_cookie = matches!(packet, Packet::PacketCookieReply(_));
+        let is_data = matches!(packet, Packet::PacketData(_));
         let mut opened = None;
         let peer_was_ready = peer.ready;
         match peer.tunn.decapsulate(Some(path.remote.ip()), datagram, plain) {
@@ -307,7 +310,10 @@ impl Wg {
                 self.events.push_back(WgEvent::Moved(id));
             }
         }
-        self.note_state(now, id);
+        // Data changes nothing where there is a session; its end comes with the timers.
+        if !is_data || !peer_was_ready {
+            self.note_state(now, id);
+        }
         opened
     }
 
@@ -316,12 +322,10 @@ impl Wg {
     /// [`padded`] length.
     pub(crate) fn seal(&mut self, now: Instant, id: PeerId, packet: &[u8], datagram: &mut [u8]) -> Option<usize> {
         let now = self.clock.enter(now);
-        self.update(now, id, false);
-        let peer = self.peers.get_mut(id.0)?;
-        if peer.ready && peer.tunn.time_since_last_handshake().is_none() {
+        if self.update(now, id, false) {
             self.note_state(now, id);
-            return None;
         }
+        let peer = self.peers.get_mut(id.0)?;
         if !peer.ready || datagram.len() < (packet.len() + DATA_OVERHEAD).max(MAX_CONTROL) {
             return None;
         }
@@ -390,13 +394,14 @@ impl Wg {
         self.outbox.front().map(|message| (message.path, message.len))
     }
 
-    /// Brings boringtun's timestamps up to `now` and sends what its timers ask for.
-    fn update(&mut self, now: Instant, id: PeerId, due: bool) {
+    /// Brings boringtun's timestamps up to `now` and sends what its timers ask for. Returns false if they are recent enough;
+    /// otherwise the peer's state may be another one.
+    fn update(&mut self, now: Instant, id: PeerId, due: bool) -> bool {
         let Some(peer) = self.peers.get_mut(id.0) else {
-            return;
+            return false;
         };
         if !due && now.saturating_duration_since(peer.updated) < TICK {
-            return;
+            return false;
         }
         peer.updated = now;
         #[cfg(test)]
@@ -420,6 +425,7 @@ impl Wg {
             }
             _ => {}
         }
+        true
     }
 
     /// Compares the session's state with what was known, and sets the peer's timer by it.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use smoltcp::socket::tcp::State;
 
 use super::ip::Payload;
+use super::segment::tests::is_sound;
 use super::*;
 use crate::identity::PublicKey;
 use crate::timers::tests::some_instant;
@@ -72,6 +73,7 @@ impl End {
                 Payload::Tcp { has_data: true, .. } => self.made.0 += 1,
                 _ => self.made.1 += 1,
             }
+            assert!(is_sound(&packet), "a kernel would drop it");
             self.stack.take_packet();
             packets.push(packet);
             assert!(packets.len() < 100_000, "a flow that makes packets without end");
