@@ -70,6 +70,8 @@ counters! {
     late_acknowledgements,
     /// Times that the end of what a flow had to say was asked after, because nobody answered within two round trips.
     tail_probes,
+    /// SYNs that were sent once more, as nobody had answered the first one within two round trips.
+    syn_probes,
     /// Flows whose first bytes were there with their SYN, sent or received.
     flows_early,
     /// SYNs refused because what they had opened before was lost: its bytes must not arrive twice.

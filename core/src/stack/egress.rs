@@ -115,7 +115,7 @@ impl Stack {
             self.schedule.rotate_flow();
             return false;
         }
-        if self.follow_need(now, id, resources) {
+        if self.follow_need(now, id, resources) || self.ask_after_syn(now, id, resources) {
             return true;
         }
         let Some(flow) = self.flows.get_mut(id.0) else {
@@ -146,6 +146,7 @@ impl Stack {
         if polled != PollResult::None && !self.next.is_empty() {
             if !flow.seen.established {
                 self.add_early(id);
+                self.expect_answer(now, id);
             }
             let Some(flow) = self.flows.get_mut(id.0) else {
                 return false;

@@ -3,9 +3,10 @@
 //! It sends again what is missing after three acknowledgements that say the same. But nothing says so where the last packets
 //! of a flight are lost, and of several that are missing it sends the first one only. So an acknowledgement that ends before
 //! what was on its way when the first was sent again brings the next one at once (NewReno, RFC 6582), and a flight that nobody
-//! answers within two round trips is asked after by its first packet (a probe for tail loss, RFC 8985, section 7).
+//! answers within two round trips is asked after by its first packet (a probe for tail loss, RFC 8985, section 7). A SYN is
+//! sent once more after the same time, if others before it have shown how long a round trip to the peer takes.
 //!
-//! smoltcp is asked for either by made-up acknowledgements that say the same.
+//! smoltcp is asked for the first two by made-up acknowledgements that say the same. It knows nothing of the third.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,9 @@ use smoltcp::socket::tcp::State;
 
 use super::flow::Flow;
 use super::house::{Builder, House};
-use super::segment::is_after;
+use super::segment::{self, HEADERS, Way, is_after};
+use super::{FlowId, Stack};
+use crate::resources::Resources;
 
 /// What a flow knows of what it has lost.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,7 +30,7 @@ pub(super) struct Recovery {
     wanted: bool,
     /// One was asked for, and has not been sent.
     asked: bool,
-    /// When the flight is asked after.
+    /// When the flight is asked after, or the SYN.
     probe_at: Option<Instant>,
     /// It was, and has not arrived as a whole.
     probed: bool,
@@ -85,10 +88,38 @@ impl Recovery {
     }
 }
 
+impl Stack {
+    /// The next packet opens a flow: it goes once more if nobody answers.
+    pub(super) fn expect_answer(&mut self, now: Instant, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(id.0).filter(|flow| !flow.wire.repeated) {
+            flow.wire.recovery.sent(now, self.precedents.round_trip(flow.peer));
+        }
+    }
+
+    /// Asks after a SYN that nobody has answered for too long. Returns whether it is in the slot of the next packet.
+    pub(super) fn ask_after_syn(&mut self, now: Instant, id: FlowId, resources: &mut Resources) -> bool {
+        let Some(flow) = self.flows.get_mut(id.0) else {
+            return false;
+        };
+        if flow.state() != State::SynSent || flow.probe_at().is_none_or(|at| at > now) {
+            return false;
+        }
+        flow.wire.recovery.probe_at = None;
+        let mss = u16::try_from(self.config.mtu - HEADERS).unwrap_or(u16::MAX);
+        let syn = flow.wire.open_again(mss);
+        let (own, key) = (self.address, flow.key);
+        self.next
+            .put(|room| segment::write(room, own, &key, Way::Out, syn).len());
+        resources.counters.syn_probes += 1;
+        true
+    }
+}
+
 impl Flow {
-    /// When it is to be looked at by [`Flow::ask_after_tail`].
+    /// When it is to be looked at by [`Flow::ask_after_tail`] or [`Stack::ask_after_syn`].
     pub(super) fn probe_at(&self) -> Option<Instant> {
-        self.wire.recovery.probe_at.filter(|_| self.is_tail())
+        let may_be_asked = || self.is_tail() || self.state() == State::SynSent;
+        self.wire.recovery.probe_at.filter(|_| may_be_asked())
     }
 
     /// Has the next packet sent that is missing, after an acknowledgement that shows that it is.

@@ -320,6 +320,21 @@ impl Wire {
         packet[at::FLAGS] = ACK;
     }
 
+    /// Our SYN once more, which was not answered, without the bytes that went with it: they might arrive as well.
+    pub(super) fn open_again(&mut self, mss: u16) -> TcpRepr<'static> {
+        // Nobody could tell which of the two is answered.
+        self.sample = None;
+        TcpRepr {
+            control: TcpControl::Syn,
+            seq_number: number(self.acknowledged),
+            window_len: self.told.1,
+            window_scale: Some(ANNOUNCED_SHIFT),
+            max_seg_size: Some(mss),
+            sack_permitted: true,
+            ..BLANK
+        }
+    }
+
     /// Our answer to the other end's SYN once more, of which nothing was acknowledged.
     pub(super) fn syn_again(&self, mss: u16) -> TcpRepr<'static> {
         TcpRepr {

@@ -114,3 +114,54 @@ fn what_somebody_who_has_gone_has_said_last_is_asked_after_too() {
     assert_eq!(ends.a.resources.counters.tail_probes, 1);
     assert!(!ends.b.read(b).is_empty(), "sent again without the timer");
 }
+
+/// A SYN or its answer that is lost costs little more than two round trips, and bytes of the SYN arrive once all the same.
+#[test]
+fn a_syn_goes_once_more_after_two_round_trips() {
+    // An end that waits for a handshake has its own timer for its answer.
+    for (answers_at_once, answer_is_lost) in [(false, false), (true, false), (true, true)] {
+        let (mut ends, first, _) = with_large_flights();
+        ends.b.stack.config.answers_at_once = answers_at_once;
+        let a = ends.open();
+        ends.a.stack.send_early(a, b"hello", &mut ends.a.resources);
+        let syn = ends.a.packets(ends.now);
+        assert_eq!(syn.len(), 1);
+        if answer_is_lost {
+            ends.b.take(ends.now, &syn);
+            assert!(!ends.b.packets(ends.now).is_empty());
+        }
+        ends.wait(PROBE);
+        assert_eq!(ends.a.resources.counters.syn_probes, 1);
+        let b = ends.accepted();
+        let view = |ends: &Ends| ends.a.stack.view(a).unwrap();
+        assert!(view(&ends).established);
+        while ends.a.stack.send(a, b"hello") == 0 {
+            ends.exchange();
+        }
+        ends.exchange();
+        assert_eq!(ends.b.read(b), b"hello");
+        assert_eq!(ends.a.resources.counters.tail_probes, 0);
+        assert!(ends.a.stack.view(first).unwrap().established);
+        ends.check();
+    }
+}
+
+#[test]
+fn who_was_never_heard_of_is_called_by_the_timer_alone() {
+    let mut ends = Ends::new();
+    ends.cut = true;
+    ends.open();
+    for _ in 0..15 {
+        ends.wait(PROBE);
+    }
+    assert_eq!((ends.a.resources.counters.syn_probes, ends.a.made.1), (0, 1));
+    // Of somebody who was heard of, by one packet more, once.
+    let (mut ends, ..) = with_large_flights();
+    ends.cut = true;
+    ends.open();
+    let before = ends.a.made.1;
+    for _ in 0..15 {
+        ends.wait(PROBE);
+    }
+    assert_eq!((ends.a.resources.counters.syn_probes, ends.a.made.1 - before), (1, 2));
+}
