@@ -70,6 +70,8 @@ counters! {
     late_acknowledgements,
     /// Times that the end of what a flow had to say was asked after, because nobody answered within two round trips.
     tail_probes,
+    /// Times that a transfer was given less to have on its way, as it stood in a queue that it, or others, waited behind.
+    queues_shortened,
     /// SYNs that were sent once more, as nobody had answered the first one within two round trips.
     syn_probes,
     /// Flows whose first bytes were there with their SYN, sent or received.

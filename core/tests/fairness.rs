@@ -48,6 +48,8 @@ fn is_fair(latency: Duration) {
     let mut world = world(latency);
     let small = world.settled_visitor();
     let alone = small_request(&mut world, small);
+    let shortened = |world: &World| world.relays[0].machine.counters().queues_shortened;
+    assert_eq!(shortened(&world), 0);
     let bulk = world.settled_visitor();
     world.visitor(bulk).left_to_send = 1 << 32;
     // It comes to speed, and has to find out what the line bears.
@@ -57,6 +59,10 @@ fn is_fair(latency: Duration) {
     let beside = small_request(&mut world, small);
     let rate = (sent(&mut world) - before) as f64 / (world.now - start).as_secs_f64();
     assert!(beside <= 3 * alone, "{beside:?} beside bulk, {alone:?} alone");
+    assert!(
+        shortened(&world) > 0,
+        "whoever asks why it is no faster finds it counted"
+    );
     // Headers take a tenth of it.
     assert!(rate >= 0.8 * RATE as f64, "{rate} bytes a second of {RATE}");
     world.check_invariants();

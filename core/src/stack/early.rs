@@ -11,8 +11,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::device::Port;
 use super::flow::Flow;
+use super::house::Builder;
 use super::ip::Inner;
 use super::segment::{self, HEADERS, Head, Way};
 use super::{FlowId, FlowKey, Stack};
@@ -157,12 +157,13 @@ impl Stack {
             return;
         };
         let Some(house) = &mut flow.house else { return };
-        let mut port = Port {
+        let mut builder = Builder {
+            interface: &mut self.interface,
             mtu: self.config.mtu,
-            incoming: None,
-            outgoing: &mut self.reply,
+            own: self.address,
+            slot: &mut self.reply,
         };
-        self.interface.poll_egress(smoltcp_now, &mut port, &mut house.set);
+        builder.give_turn(house, smoltcp_now);
         if self.reply.is_empty() {
             return;
         }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use smoltcp::iface::PollResult;
 use smoltcp::socket::tcp::State;
 
-use super::device::Port;
 use super::house::Builder;
 use super::need::silence;
 use super::segment;
@@ -130,18 +129,11 @@ impl Stack {
         let asks = flow.ask_after_tail(&mut builder, now, smoltcp_now);
         resources.counters.tail_probes += u64::from(asks);
         let Some(house) = &mut flow.house else { return false };
-        let mut port = Port {
-            mtu: self.config.mtu,
-            incoming: None,
-            outgoing: &mut self.next,
-        };
         #[cfg(test)]
         {
             self.polls += 1;
         }
-        let polled = self
-            .interface
-            .poll_egress(flow.ended.unwrap_or(smoltcp_now), &mut port, &mut house.set);
+        let polled = builder.give_turn(house, flow.ended.unwrap_or(smoltcp_now));
         let changed = flow.observe();
         if polled != PollResult::None && !self.next.is_empty() {
             if !flow.seen.established {

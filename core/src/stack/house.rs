@@ -11,7 +11,7 @@
 
 use std::net::Ipv6Addr;
 
-use smoltcp::iface::{Interface, SocketHandle, SocketSet, SocketStorage};
+use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::socket::tcp::{self, CongestionControl, State};
 use smoltcp::time::{Duration, Instant};
 
@@ -60,7 +60,7 @@ impl Start {
 pub(super) const HOUSE_STATE: usize = 1536;
 const _: () = assert!(size_of::<SocketStorage<'static>>() < HOUSE_STATE - 64);
 
-/// What a move needs of the stack.
+/// What a house needs of the stack to take packets in and to make some.
 pub(super) struct Builder<'a> {
     pub(super) interface: &'a mut Interface,
     pub(super) mtu: usize,
@@ -185,6 +185,11 @@ impl Builder<'_> {
     pub(super) fn feed(&mut self, house: &mut House, now: Instant, key: &FlowKey, repr: smoltcp::wire::TcpRepr<'_>) {
         let mut room = [0; segment::MADE_UP];
         let packet = segment::write(&mut room, self.own, key, Way::In, repr);
+        self.hand_in(house, now, packet);
+    }
+
+    /// Gives a house a packet; its answer, if it has one, is in the slot.
+    pub(super) fn hand_in(&mut self, house: &mut House, now: Instant, packet: &[u8]) {
         let mut port = Port {
             mtu: self.mtu,
             incoming: Some(packet),
@@ -193,15 +198,20 @@ impl Builder<'_> {
         self.interface.poll_ingress_single(now, &mut port, &mut house.set);
     }
 
-    /// Takes the next packet that a house wants to send.
-    fn swallow(&mut self, house: &mut House, now: Instant) -> Option<Head> {
-        self.slot.clear();
+    /// Lets a house say something; if it has, that is in the slot.
+    pub(super) fn give_turn(&mut self, house: &mut House, now: Instant) -> PollResult {
         let mut port = Port {
             mtu: self.mtu,
             incoming: None,
             outgoing: self.slot,
         };
-        self.interface.poll_egress(now, &mut port, &mut house.set);
+        self.interface.poll_egress(now, &mut port, &mut house.set)
+    }
+
+    /// Takes the next packet that a house wants to send.
+    fn swallow(&mut self, house: &mut House, now: Instant) -> Option<Head> {
+        self.slot.clear();
+        self.give_turn(house, now);
         let head = (!self.slot.is_empty()).then(|| Head::of(self.slot.packet())).flatten();
         self.slot.clear();
         head

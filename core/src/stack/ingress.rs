@@ -94,7 +94,7 @@ impl Stack {
         };
         let known = self.by_key.get(&key).copied();
         let id = match known {
-            // It is answered with a RST.
+            Some(id) if opens && self.answer_again(now, id, packet) => return,
             None if opens && self.has_fallen(now, key, packet) => {
                 resources.counters.refused_lost_flow += 1;
                 None
@@ -106,143 +106,131 @@ impl Stack {
                     None => return,
                 }
             }
+            None => {
+                resources.counters.refused_closed_port += u64::from(opens);
+                None
+            }
             known => known,
         };
-        if let Some(id) = known.filter(|_| opens)
-            && self.answer_again(now, id, packet)
-        {
-            return;
-        }
-        let sleeps = |id: FlowId| self.flows.get(id.0).is_some_and(|flow| flow.house.is_none());
-        if let Some(id) = id.filter(|&id| sleeps(id))
-            && self.ingress_asleep(now, id, packet, resources)
-        {
-            return;
-        }
-        let smoltcp_now = self.smoltcp_instant(now);
-        let mut is_new = false;
-        let mut port = Port {
-            mtu: self.config.mtu,
-            incoming: None,
-            outgoing: &mut self.reply,
+        let Some(id) = id else {
+            return self.refuse(now, peer, packet);
         };
-        match id.and_then(|id| self.flows.get_mut(id.0)) {
-            // Nobody there: smoltcp answers an empty set's packet with a RST.
-            None => {
-                let is_served = self.served.contains_key(&key.local_port);
-                resources.counters.refused_closed_port += u64::from(opens && !is_served);
-                port.incoming = Some(packet);
-                self.interface
-                    .poll_ingress_single(smoltcp_now, &mut port, &mut self.nothing);
-            }
-            // Both FINs are through and only unread bytes are left, which smoltcp would clear when TIME-WAIT ends.
-            Some(flow) if flow.seen.state == Some(State::TimeWait) => return,
-            Some(flow) => {
-                let Some(house) = &mut flow.house else { return };
-                let unread = count(house.socket().recv_queue()) + u32::from(flow.seen.remote_fin);
-                let unacknowledged = count(house.socket().send_queue());
-                let news = match flow.seen.established {
-                    true => flow.wire.late_news(packet, unread, unacknowledged),
-                    false => None,
-                };
-                let mut builder = Builder {
-                    interface: &mut self.interface,
-                    mtu: self.config.mtu,
-                    own: self.address,
-                    slot: &mut self.reply,
-                };
-                if let Some(news) = news {
-                    builder.feed(house, smoltcp_now, &flow.key, news);
-                    resources.counters.late_acknowledgements += 1;
-                }
-                for _ in 0..wire::MOST_PARTS {
-                    let left = count(house.socket().send_queue());
-                    let part = flow
-                        .wire
-                        .part_of_acknowledgement(packet, unread, left, house.buffers.send);
-                    let Some(part) = part else { break };
-                    builder.feed(house, smoltcp_now, &flow.key, part);
-                }
-                let has_company = || id.is_some_and(|id| self.company.has(now, peer, id));
-                flow.wire.incoming(now, packet, has_company);
-                flow.heard = now;
-                if flow.unconfirmed.take().is_some() {
-                    self.unconfirmed -= 1;
-                }
-                let mut port = Port {
-                    mtu: self.config.mtu,
-                    incoming: Some(packet),
-                    outgoing: &mut self.reply,
-                };
-                self.interface
-                    .poll_ingress_single(smoltcp_now, &mut port, &mut house.set);
-                if !self.reply.is_empty() {
-                    flow.wire.outgoing(now, self.reply.packet_mut());
-                }
-                let was_half_open = flow.is_half_open();
-                let was_established = flow.seen.established;
-                let before = flow.seen.state;
-                if flow.observe() && matches!(before, Some(State::Listen | State::SynSent)) {
-                    flow.wire.met(packet);
-                }
-                is_new = !was_established && flow.seen.established;
-                if flow.seen.state == Some(State::TimeWait) {
-                    flow.ended.get_or_insert(smoltcp_now);
-                }
-                if was_half_open && !flow.is_half_open() {
-                    self.half_open -= 1;
-                }
-                if has_data && !opens {
-                    flow.active_at = now;
-                    let payload = packet.len().saturating_sub(HEADERS);
-                    flow.need.arrived(now, payload, flow.wire.round_trip);
-                    // Several may have been put together.
-                    flow.unacknowledged += count(payload.div_ceil(self.config.mtu - HEADERS));
-                    if flow.unacknowledged >= ACKNOWLEDGE_EVERY && self.reply.is_empty() {
-                        flow.unacknowledged = 0;
-                        let mut port = Port {
-                            mtu: self.config.mtu,
-                            incoming: None,
-                            outgoing: &mut self.reply,
-                        };
-                        if let Some(house) = &mut flow.house {
-                            self.interface.poll_egress(smoltcp_now, &mut port, &mut house.set);
-                            if !self.reply.is_empty() {
-                                flow.wire.outgoing(now, self.reply.packet_mut());
-                            }
-                        }
-                    }
-                }
-            }
+        let sleeps = self.flows.get(id.0).is_some_and(|flow| flow.house.is_none());
+        if sleeps && self.ingress_asleep(now, id, packet, resources) {
+            return;
         }
+        let Some(is_new) = self.take_in(now, peer, id, packet, has_data && !opens, resources) else {
+            return;
+        };
         self.push_reply(peer);
-        if let Some(flow) = id.and_then(|id| self.flows.get_mut(id.0))
-            && flow.wire.recovery.wants()
-        {
-            let mut builder = Builder {
-                interface: &mut self.interface,
-                mtu: self.config.mtu,
-                own: self.address,
-                slot: &mut self.reply,
-            };
-            flow.mend(&mut builder, smoltcp_now);
-        }
-        if let Some(id) = id.filter(|_| is_new) {
+        self.mend(now, id);
+        if is_new {
             self.settle_early(id, resources);
             if let Some(flow) = self.flows.get(id.0) {
                 self.precedents.measured(flow);
             }
             self.move_in(now, id, resources);
         }
-        if let Some(id) = id.filter(|_| known.is_none())
-            && self.answers_at_once(now)
-        {
+        if known.is_none() && self.answers_at_once(now) {
             self.answer_at_once(now, id, peer, inner, packet, resources);
         }
-        if let Some(id) = id {
-            self.touch(id);
-            self.enqueue(id);
+        self.touch(id);
+        self.enqueue(id);
+    }
+
+    /// Answers a packet of no connection with a RST, which is what smoltcp answers to it where there is no socket.
+    fn refuse(&mut self, now: Instant, peer: PeerId, packet: &[u8]) {
+        let smoltcp_now = self.smoltcp_instant(now);
+        let mut port = Port {
+            mtu: self.config.mtu,
+            incoming: Some(packet),
+            outgoing: &mut self.reply,
+        };
+        self.interface
+            .poll_ingress_single(smoltcp_now, &mut port, &mut self.nothing);
+        self.push_reply(peer);
+    }
+
+    /// Gives a packet to the socket of its flow, with what that would not see by itself, and notes what has come of it. What
+    /// it answers is in the slot of replies. Returns whether the connection was established by it; `None` if it has ended.
+    fn take_in(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        id: FlowId,
+        packet: &mut [u8],
+        brings_bytes: bool,
+        resources: &mut Resources,
+    ) -> Option<bool> {
+        let smoltcp_now = self.smoltcp_instant(now);
+        let flow = self.flows.get_mut(id.0)?;
+        if flow.seen.state == Some(State::TimeWait) {
+            // Both FINs are through and only unread bytes are left, which smoltcp would clear when TIME-WAIT ends.
+            return None;
         }
+        let house = flow.house.as_mut()?;
+        let unread = count(house.socket().recv_queue()) + u32::from(flow.seen.remote_fin);
+        let unacknowledged = count(house.socket().send_queue());
+        let news = match flow.seen.established {
+            true => flow.wire.late_news(packet, unread, unacknowledged),
+            false => None,
+        };
+        let mut builder = Builder {
+            interface: &mut self.interface,
+            mtu: self.config.mtu,
+            own: self.address,
+            slot: &mut self.reply,
+        };
+        if let Some(news) = news {
+            builder.feed(house, smoltcp_now, &flow.key, news);
+            resources.counters.late_acknowledgements += 1;
+        }
+        for _ in 0..wire::MOST_PARTS {
+            let left = count(house.socket().send_queue());
+            let part = flow
+                .wire
+                .part_of_acknowledgement(packet, unread, left, house.buffers.send);
+            let Some(part) = part else { break };
+            builder.feed(house, smoltcp_now, &flow.key, part);
+        }
+        flow.wire.incoming(now, packet, || self.company.has(now, peer, id));
+        resources.counters.queues_shortened += u64::from(flow.wire.queue.take_shortened());
+        flow.heard = now;
+        if flow.unconfirmed.take().is_some() {
+            self.unconfirmed -= 1;
+        }
+        let was_half_open = flow.is_half_open();
+        let before = flow.seen;
+        let house = flow.house.as_mut()?;
+        builder.hand_in(house, smoltcp_now, packet);
+        if !builder.slot.is_empty() {
+            flow.wire.outgoing(now, builder.slot.packet_mut());
+        }
+        if flow.observe() && matches!(before.state, Some(State::Listen | State::SynSent)) {
+            flow.wire.met(packet);
+        }
+        if flow.seen.state == Some(State::TimeWait) {
+            flow.ended.get_or_insert(smoltcp_now);
+        }
+        if was_half_open && !flow.is_half_open() {
+            self.half_open -= 1;
+        }
+        if brings_bytes {
+            flow.active_at = now;
+            let payload = packet.len().saturating_sub(HEADERS);
+            flow.need.arrived(now, payload, flow.wire.round_trip);
+            // Several may have been put together.
+            flow.unacknowledged += count(payload.div_ceil(self.config.mtu - HEADERS));
+            if flow.unacknowledged >= ACKNOWLEDGE_EVERY && builder.slot.is_empty() {
+                flow.unacknowledged = 0;
+                let house = flow.house.as_mut()?;
+                builder.give_turn(house, smoltcp_now);
+                if !builder.slot.is_empty() {
+                    flow.wire.outgoing(now, builder.slot.packet_mut());
+                }
+            }
+        }
+        Some(!before.established && flow.seen.established)
     }
 
     /// Queues the reply that was made, if one was.

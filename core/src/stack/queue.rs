@@ -33,6 +33,8 @@ pub(super) struct Queue {
     others: u32,
     /// Other flows wait behind this one's bytes.
     has_company: bool,
+    /// Something was taken back since this was last asked.
+    was_shortened: bool,
 }
 
 /// A path may have changed after so long: what was measured two spells ago is forgotten.
@@ -64,6 +66,7 @@ impl Default for Queue {
             jitter: 0,
             others: 0,
             has_company: false,
+            was_shortened: false,
         }
     }
 }
@@ -72,6 +75,11 @@ impl Queue {
     /// The most bytes that may be on their way.
     pub(super) fn limit(&self) -> u32 {
         self.limit
+    }
+
+    /// Whether less may be on its way than before, since this was last asked.
+    pub(super) fn take_shortened(&mut self) -> bool {
+        std::mem::take(&mut self.was_shortened)
     }
 
     /// A round trip took so long, in which so many bytes were acknowledged. `has_company`: other flows of the tunnel, which
@@ -140,6 +148,7 @@ impl Queue {
         let passes = passed * u64::from(time) / u64::from(mean);
         self.limit = u32::try_from(passes).unwrap_or(u32::MAX).max(self.least());
         self.before.get_or_insert((mean, passed));
+        self.was_shortened = true;
     }
 
     /// What round trips take whatever is on its way: that with the least on its way, or where the line through a measurement

@@ -77,11 +77,6 @@ impl Recovery {
         }
     }
 
-    /// Whether [`Flow::mend`] has something to do.
-    pub(super) fn wants(&self) -> bool {
-        self.wanted
-    }
-
     /// It says what it has said before.
     pub(super) fn said_again(&mut self) {
         self.same = self.same.saturating_add(1);
@@ -89,6 +84,24 @@ impl Recovery {
 }
 
 impl Stack {
+    /// Has the next packet of a flow sent that is missing, after an acknowledgement that shows that it is.
+    pub(super) fn mend(&mut self, now: Instant, id: FlowId) {
+        let takes = |flow: &mut Flow| std::mem::take(&mut flow.wire.recovery.wanted);
+        if !self.flows.get_mut(id.0).is_some_and(takes) {
+            return;
+        }
+        let smoltcp_now = self.smoltcp_instant(now);
+        let mut builder = Builder {
+            interface: &mut self.interface,
+            mtu: self.config.mtu,
+            own: self.address,
+            slot: &mut self.reply,
+        };
+        if let Some(flow) = self.flows.get_mut(id.0) {
+            flow.send_again(&mut builder, smoltcp_now);
+        }
+    }
+
     /// The next packet opens a flow: it goes once more if nobody answers.
     pub(super) fn expect_answer(&mut self, now: Instant, id: FlowId) {
         if let Some(flow) = self.flows.get_mut(id.0).filter(|flow| !flow.wire.repeated) {
@@ -120,14 +133,6 @@ impl Flow {
     pub(super) fn probe_at(&self) -> Option<Instant> {
         let may_be_asked = || self.is_tail() || self.state() == State::SynSent;
         self.wire.recovery.probe_at.filter(|_| may_be_asked())
-    }
-
-    /// Has the next packet sent that is missing, after an acknowledgement that shows that it is.
-    pub(super) fn mend(&mut self, builder: &mut Builder<'_>, now: smoltcp::time::Instant) {
-        if self.wire.recovery.wants() {
-            self.wire.recovery.wanted = false;
-            self.send_again(builder, now);
-        }
     }
 
     /// Has the first packet of a flight sent again, if that has not been answered for too long. Returns whether it did.

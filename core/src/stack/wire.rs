@@ -67,7 +67,7 @@ pub(super) struct Wire {
     pub(super) round_trip: Option<Duration>,
     /// A number whose acknowledgement tells the round trip, when it was sent, and how much was on its way up to it.
     sample: Option<(u32, Instant, u32)>,
-    queue: Queue,
+    pub(super) queue: Queue,
     pub(super) recovery: Recovery,
     /// The most that was on its way since this was last asked.
     pub(super) most_in_flight: u32,
