@@ -1,4 +1,7 @@
 //! The device smoltcp talks to: one packet in, one packet out.
+//!
+//! Packets that come in may be several put together ([`super::coalesce`]). Those that go out are cut by smoltcp, one by one: its
+//! segmentation offload drops whatever is longer than the MTU where IPv6 is spoken (0.14.0).
 
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
