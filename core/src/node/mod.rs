@@ -23,7 +23,7 @@ use crate::identity::SecretKey;
 use crate::machine::{Action, Path, StreamId, UdpSocketRef};
 use crate::resources::Resources;
 use crate::seed::Random;
-use crate::stack::{COALESCER, Coalescer, FlowId, MAX_QUEUED_BYTES, Owner, Stack, StackConfig, TunnelDatagram};
+use crate::stack::{Coalescer, FlowId, MAX_QUEUED_BYTES, Owner, PACKET_BUFFERS, Stack, StackConfig, TunnelDatagram};
 use crate::table::Table;
 use crate::timers::TimerQueue;
 use crate::wg::{DATA_OVERHEAD, PEER_CHARGE, PeerId, Wg, WgEvent};
@@ -120,7 +120,7 @@ const SMALLEST_MEMORY: usize = 4 * 1024 * 1024;
 /// UDP payloads waiting for public and local sockets.
 const MAX_DATAGRAM_BYTES: usize = 512 * 1024;
 /// What a machine is charged from the start: its queues, and the fixed tables of the `wg` module and of the stack.
-const FIXED_CHARGE: usize = MAX_DATAGRAM_BYTES + MAX_QUEUED_BYTES + COALESCER + 256 * 1024;
+const FIXED_CHARGE: usize = MAX_DATAGRAM_BYTES + MAX_QUEUED_BYTES + PACKET_BUFFERS + 256 * 1024;
 /// By how much a deadline that did not move is pushed.
 const STUCK_PUSH: Duration = Duration::from_secs(1);
 

@@ -10,7 +10,7 @@ use crate::wg::{PLAIN_BUFFER, PeerId};
 /// How long packets become that are put together. The cost of more is in the processor's fastest cache.
 pub(super) const MOST: usize = 24 * 1024;
 /// What a [`Coalescer`] takes of the memory.
-pub(crate) const COALESCER: usize = MOST + PLAIN_BUFFER;
+pub(super) const COALESCER: usize = MOST + PLAIN_BUFFER;
 
 /// The packets of a batch, one after the other. See the module docs.
 #[derive(Debug)]

@@ -1,72 +1,54 @@
 //! The device smoltcp talks to: one packet in, one packet out.
 //!
-//! Packets that come in may be several put together ([`super::coalesce`]). Those that go out are cut by smoltcp, one by one: its
-//! segmentation offload drops whatever is longer than the MTU where IPv6 is spoken (0.14.0).
+//! smoltcp speaks IPv4 with it, and cuts nothing of what it sends: that is done once it has left ([`super::slot`]), and packets
+//! that come in may be several put together ([`super::coalesce`]). Its segmentation offload would drop all that is to be cut
+//! where IPv6 is spoken (0.14.0). So the IPv6 header of a packet gets an IPv4 one in its place on the way in, and the other way
+//! round; addresses say nothing here, as each connection has a set of sockets of its own.
 
-use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroUsize;
+
+use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken};
 use smoltcp::time::Instant;
+use smoltcp::wire::{IpAddress, IpCidr, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet, Ipv6Repr};
 
-/// Room for one outgoing packet, with zeros behind it so that it can be padded in place.
-#[derive(Debug)]
-pub(super) struct PacketSlot {
-    buffer: Box<[u8]>,
-    len: usize,
+use super::segment::at;
+use super::slot::{PacketSlot, most_uncut};
+
+/// By what smoltcp knows our end of a connection, and the other one.
+const OWN: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const OTHER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// How long an IPv4 header is, and how much longer an IPv6 one.
+const IPV4: usize = 20;
+const LONGER: usize = at::TCP - IPV4;
+
+/// Our end of a connection, as smoltcp wants it.
+pub(super) fn own(port: u16) -> (IpAddress, u16) {
+    (IpAddress::Ipv4(OWN), port)
 }
 
-impl PacketSlot {
-    pub(super) fn new(mtu: usize) -> Self {
-        Self {
-            buffer: vec![0; mtu.next_multiple_of(16)].into_boxed_slice(),
-            len: 0,
-        }
-    }
+/// The other end.
+pub(super) fn other(port: u16) -> (IpAddress, u16) {
+    (IpAddress::Ipv4(OTHER), port)
+}
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
+/// The network in which both are.
+pub(super) fn network() -> IpCidr {
+    IpCidr::new(IpAddress::Ipv4(OWN), 8)
+}
 
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.len = 0;
-    }
-
-    pub(super) fn packet(&self) -> &[u8] {
-        &self.buffer[..self.len]
-    }
-
-    pub(super) fn packet_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer[..self.len]
-    }
-
-    /// Puts a packet in that `write` makes in the room and whose length it says.
-    pub(super) fn put(&mut self, write: impl FnOnce(&mut [u8]) -> usize) {
-        self.len = write(&mut self.buffer);
-        let padded = self.len.next_multiple_of(16).min(self.buffer.len());
-        self.buffer[self.len..padded].fill(0);
-    }
-
-    /// Puts more behind the packet that is in it.
-    pub(super) fn put_more(&mut self, bytes: &[u8]) {
-        let start = self.len;
-        self.put(|room| {
-            room[start..start + bytes.len()].copy_from_slice(bytes);
-            start + bytes.len()
-        });
-    }
-
-    /// The packet, zeros behind it up to `padded` bytes in all.
-    pub(super) fn padded(&self, padded: usize) -> &[u8] {
-        &self.buffer[..padded.min(self.buffer.len())]
-    }
+/// The true addresses of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ends {
+    pub(super) own: Ipv6Addr,
+    pub(super) other: Ipv6Addr,
 }
 
 /// One call's worth of device: the packet to take in, and the slot to write one into.
 pub(super) struct Port<'a> {
     pub(super) mtu: usize,
-    pub(super) incoming: Option<&'a [u8]>,
+    pub(super) ends: Ends,
+    pub(super) incoming: Option<&'a mut [u8]>,
     pub(super) outgoing: &'a mut PacketSlot,
 }
 
@@ -75,8 +57,9 @@ pub(super) struct Port<'a> {
 pub(super) fn capabilities(mtu: usize) -> DeviceCapabilities {
     let mut capabilities = DeviceCapabilities::default();
     capabilities.medium = Medium::Ip;
-    capabilities.max_transmission_unit = mtu;
+    capabilities.max_transmission_unit = mtu - LONGER;
     capabilities.checksum = ChecksumCapabilities::ignored();
+    capabilities.segmentation.tcpv4 = NonZeroUsize::new(most_uncut(mtu) - LONGER);
     capabilities
 }
 
@@ -92,11 +75,13 @@ impl Device for Port<'_> {
 
     fn receive(&mut self, _: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
         let packet = self.incoming.take()?;
-        Some((Incoming(packet), Outgoing(self.outgoing)))
+        Some((Incoming(packet), Outgoing::new(self.outgoing, self.ends)))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Self::TxToken<'_>> {
-        self.outgoing.is_empty().then_some(Outgoing(self.outgoing))
+        self.outgoing
+            .is_empty()
+            .then_some(Outgoing::new(self.outgoing, self.ends))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -104,53 +89,62 @@ impl Device for Port<'_> {
     }
 }
 
-pub(super) struct Incoming<'a>(&'a [u8]);
+pub(super) struct Incoming<'a>(&'a mut [u8]);
 
 impl RxToken for Incoming<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(self.0)
-    }
-}
-
-pub(super) struct Outgoing<'a>(&'a mut PacketSlot);
-
-impl TxToken for Outgoing<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        // Exactly `len`, as was asked for.
-        let result = f(&mut self.0.buffer[..len]);
-        let padded = len.next_multiple_of(16).min(self.0.buffer.len());
-        self.0.buffer[len..padded].fill(0);
-        self.0.len = len;
+        let Self(packet) = self;
+        let mut aside = [0; IPV4];
+        aside.copy_from_slice(&packet[LONGER..at::TCP]);
+        let repr = Ipv4Repr {
+            src_addr: OTHER,
+            dst_addr: OWN,
+            next_header: IpProtocol::Tcp,
+            // Of which there may be less than of the packet: it was padded.
+            payload_len: Ipv6Packet::new_unchecked(&*packet).payload_len().into(),
+            hop_limit: 64,
+        };
+        let mut header = Ipv4Packet::new_unchecked(&mut packet[LONGER..]);
+        repr.emit(&mut header, &ChecksumCapabilities::ignored());
+        let result = f(&packet[LONGER..]);
+        packet[LONGER..at::TCP].copy_from_slice(&aside);
         result
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+pub(super) struct Outgoing<'a> {
+    slot: &'a mut PacketSlot,
+    ends: Ends,
+    part: usize,
+}
 
-    #[test]
-    fn a_packet_is_written_into_exactly_its_length_and_padded_with_zeros() {
-        let mut slot = PacketSlot::new(1280);
-        for len in [1280, 60, 41] {
-            let mut port = Port {
-                mtu: 1280,
-                incoming: None,
-                outgoing: &mut slot,
+impl<'a> Outgoing<'a> {
+    fn new(slot: &'a mut PacketSlot, ends: Ends) -> Self {
+        Self { slot, ends, part: 0 }
+    }
+}
+
+impl TxToken for Outgoing<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut result = None;
+        self.slot.put(|room| {
+            // Exactly `len`, as was asked for.
+            result = Some(f(&mut room[LONGER..LONGER + len]));
+            let repr = Ipv6Repr {
+                src_addr: self.ends.own,
+                dst_addr: self.ends.other,
+                next_header: IpProtocol::Tcp,
+                payload_len: len - IPV4,
+                hop_limit: 64,
             };
-            let token = port.transmit(Instant::ZERO).expect("an empty slot takes a packet");
-            token.consume(len, |room| {
-                assert_eq!(room.len(), len);
-                room.fill(7);
-            });
-            assert!(port.transmit(Instant::ZERO).is_none(), "one packet at a time");
-            let padded = slot.padded(len.next_multiple_of(16));
-            assert!(padded[..len].iter().all(|&byte| byte == 7));
-            assert!(
-                padded[len..].iter().all(|&byte| byte == 0),
-                "what the packet before left is gone"
-            );
-            slot.clear();
-        }
+            repr.emit(&mut Ipv6Packet::new_unchecked(room));
+            LONGER + len
+        });
+        self.slot.cut_after(self.part);
+        result.expect("it was called")
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.part = meta.segmentation_offload_size.map_or(0, |size| size.get().into());
     }
 }

@@ -163,7 +163,7 @@ impl Stack {
             own: self.address,
             slot: &mut self.reply,
         };
-        builder.give_turn(house, smoltcp_now);
+        builder.give_turn(house, smoltcp_now, &flow.key);
         if self.reply.is_empty() {
             return;
         }

@@ -7,7 +7,6 @@ use smoltcp::socket::tcp::State;
 
 use super::house::Builder;
 use super::need::silence;
-use super::segment;
 use super::{FlowId, Stack};
 use crate::resources::Resources;
 use crate::timers::shared_instant;
@@ -39,13 +38,13 @@ impl Stack {
             self.queue.pop();
         }
         loop {
-            if let Some(peer) = self.next_peer {
+            if let Some((peer, _)) = self.next_of {
                 if ready(peer) {
                     return Some((peer, padded(self.next.len(), self.config.mtu)));
                 }
                 // The session went while the packet waited. TCP will send it again.
                 self.next.clear();
-                self.next_peer = None;
+                self.next_of = None;
             }
             let (peer, id) = self.schedule.front()?;
             if !ready(peer) {
@@ -55,8 +54,8 @@ impl Stack {
                 continue;
             }
             if self.egress(now, id, resources) {
-                segment::put_checksum(self.next.packet_mut());
-                self.next_peer = Some(peer);
+                self.next.make_ready();
+                self.next_of = Some((peer, id));
             }
         }
     }
@@ -74,8 +73,10 @@ impl Stack {
         if self.queue.front().is_some() {
             self.queue.pop();
         } else {
-            self.next.clear();
-            self.next_peer = None;
+            self.next.advance();
+            if self.next.is_empty() {
+                self.next_of = None;
+            }
         }
     }
 
@@ -92,7 +93,7 @@ impl Stack {
 
     /// Whether no packet waits that could be sent.
     pub(crate) fn is_drained(&self) -> bool {
-        self.queue.front().is_none() && self.next_peer.is_none() && self.schedule.is_idle()
+        self.queue.front().is_none() && self.next_of.is_none() && self.schedule.is_idle()
     }
 
     /// Lets a flow make one packet into the slot. Returns whether it did; if not, the flow leaves the schedule.
@@ -133,7 +134,7 @@ impl Stack {
         {
             self.polls += 1;
         }
-        let polled = builder.give_turn(house, flow.ended.unwrap_or(smoltcp_now));
+        let polled = builder.give_turn(house, flow.ended.unwrap_or(smoltcp_now), &flow.key);
         let changed = flow.observe();
         if polled != PollResult::None && !self.next.is_empty() {
             if !flow.seen.established {
@@ -145,7 +146,7 @@ impl Stack {
             };
             flow.wire.outgoing(now, self.next.packet_mut());
             flow.unacknowledged = 0;
-            flow.sent_in_turn += 1;
+            flow.sent_in_turn += self.next.packets();
             if changed {
                 self.touch(id);
             }

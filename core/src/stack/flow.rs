@@ -1,6 +1,5 @@
 //! One TCP connection inside the tunnel: its wire, the house it lives in if it is awake, and what was seen of its life.
 
-use std::net::Ipv6Addr;
 use std::time::Instant;
 
 use smoltcp::socket::tcp::State;
@@ -241,9 +240,4 @@ impl Flow {
     pub(super) fn is_half_open(&self) -> bool {
         self.inbound && !self.seen.established
     }
-}
-
-/// The other end's address as smoltcp wants it.
-pub(super) fn endpoint(address: Ipv6Addr, port: u16) -> (smoltcp::wire::IpAddress, u16) {
-    (smoltcp::wire::IpAddress::Ipv6(address), port)
 }

@@ -15,9 +15,9 @@ use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet, SocketStora
 use smoltcp::socket::tcp::{self, CongestionControl, State};
 use smoltcp::time::{Duration, Instant};
 
-use super::device::{PacketSlot, Port};
-use super::flow::endpoint;
+use super::device::{self, Ends, Port};
 use super::segment::{self, Head, Way};
+use super::slot::PacketSlot;
 use super::wire::Wire;
 use super::{FlowKey, SPEED};
 use crate::budget::{Budget, BufferClass, Buffers};
@@ -119,13 +119,13 @@ impl House {
         let buffers = start.buffers;
         let mut house = Self::new(buffers);
         house.establish();
-        house.socket_mut().listen(endpoint(builder.own, key.local_port)).ok()?;
+        house.socket_mut().listen(device::own(key.local_port)).ok()?;
         // As if the answer to the made-up packets had taken one round trip: then the timers begin right.
         let round_trip = wire.round_trip.unwrap_or(UNKNOWN_ROUND_TRIP) * u32::try_from(SPEED).unwrap_or(1);
         let micros = i64::try_from(round_trip.as_micros()).unwrap_or(0);
         let before = Instant::from_micros((now.total_micros() - micros).max(0));
         builder.feed(&mut house, now, key, wire.made_up_syn());
-        let mut next = builder.swallow(&mut house, before)?.seq.wrapping_add(1);
+        let mut next = builder.swallow(&mut house, before, key)?.seq.wrapping_add(1);
         builder.feed(&mut house, now, key, wire.made_up_ack(next));
         if house.socket().state() != State::Established {
             return None;
@@ -139,7 +139,9 @@ impl House {
         while window < wanted && offered <= wire.remote_window() {
             house.socket_mut().send_slice(&PACKET[..offered]).ok()?;
             while house.socket().send_queue() > 0 {
-                let sent = builder.swallow(&mut house, before).filter(|sent| sent.payload > 0)?;
+                let sent = builder
+                    .swallow(&mut house, before, key)
+                    .filter(|sent| sent.payload > 0)?;
                 next = next.wrapping_add(sent.payload);
                 builder.feed(&mut house, now, key, wire.made_up_ack(next));
                 window += usize::try_from(sent.payload).ok()?;
@@ -185,13 +187,14 @@ impl Builder<'_> {
     pub(super) fn feed(&mut self, house: &mut House, now: Instant, key: &FlowKey, repr: smoltcp::wire::TcpRepr<'_>) {
         let mut room = [0; segment::MADE_UP];
         let packet = segment::write(&mut room, self.own, key, Way::In, repr);
-        self.hand_in(house, now, packet);
+        self.hand_in(house, now, key, packet);
     }
 
     /// Gives a house a packet; its answer, if it has one, is in the slot.
-    pub(super) fn hand_in(&mut self, house: &mut House, now: Instant, packet: &[u8]) {
+    pub(super) fn hand_in(&mut self, house: &mut House, now: Instant, key: &FlowKey, packet: &mut [u8]) {
         let mut port = Port {
             mtu: self.mtu,
+            ends: self.ends(key),
             incoming: Some(packet),
             outgoing: self.slot,
         };
@@ -199,9 +202,10 @@ impl Builder<'_> {
     }
 
     /// Lets a house say something; if it has, that is in the slot.
-    pub(super) fn give_turn(&mut self, house: &mut House, now: Instant) -> PollResult {
+    pub(super) fn give_turn(&mut self, house: &mut House, now: Instant, key: &FlowKey) -> PollResult {
         let mut port = Port {
             mtu: self.mtu,
+            ends: self.ends(key),
             incoming: None,
             outgoing: self.slot,
         };
@@ -209,11 +213,18 @@ impl Builder<'_> {
     }
 
     /// Takes the next packet that a house wants to send.
-    fn swallow(&mut self, house: &mut House, now: Instant) -> Option<Head> {
+    fn swallow(&mut self, house: &mut House, now: Instant, key: &FlowKey) -> Option<Head> {
         self.slot.clear();
-        self.give_turn(house, now);
+        self.give_turn(house, now, key);
         let head = (!self.slot.is_empty()).then(|| Head::of(self.slot.packet())).flatten();
         self.slot.clear();
         head
+    }
+
+    fn ends(&self, key: &FlowKey) -> Ends {
+        Ends {
+            own: self.own,
+            other: key.remote,
+        }
     }
 }

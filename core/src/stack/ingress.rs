@@ -1,12 +1,12 @@
 //! Packets from the tunnel: to their flow, or a new one.
 
+use std::net::Ipv6Addr;
 use std::time::Instant;
 
 use smoltcp::socket::tcp::State;
 
 use super::coalesce;
-use super::device::Port;
-use super::flow::endpoint;
+use super::device::{self, Ends, Port};
 use super::house::Builder;
 use super::ip::{self, Inner, Payload};
 use super::segment::{self, HEADERS, Head, count};
@@ -113,7 +113,7 @@ impl Stack {
             known => known,
         };
         let Some(id) = id else {
-            return self.refuse(now, peer, packet);
+            return self.refuse(now, peer, inner.source, packet);
         };
         let sleeps = self.flows.get(id.0).is_some_and(|flow| flow.house.is_none());
         if sleeps && self.ingress_asleep(now, id, packet, resources) {
@@ -139,10 +139,14 @@ impl Stack {
     }
 
     /// Answers a packet of no connection with a RST, which is what smoltcp answers to it where there is no socket.
-    fn refuse(&mut self, now: Instant, peer: PeerId, packet: &[u8]) {
+    fn refuse(&mut self, now: Instant, peer: PeerId, other: Ipv6Addr, packet: &mut [u8]) {
         let smoltcp_now = self.smoltcp_instant(now);
         let mut port = Port {
             mtu: self.config.mtu,
+            ends: Ends {
+                own: self.address,
+                other,
+            },
             incoming: Some(packet),
             outgoing: &mut self.reply,
         };
@@ -202,7 +206,7 @@ impl Stack {
         let was_half_open = flow.is_half_open();
         let before = flow.seen;
         let house = flow.house.as_mut()?;
-        builder.hand_in(house, smoltcp_now, packet);
+        builder.hand_in(house, smoltcp_now, &flow.key, packet);
         if !builder.slot.is_empty() {
             flow.wire.outgoing(now, builder.slot.packet_mut());
         }
@@ -221,10 +225,13 @@ impl Stack {
             flow.need.arrived(now, payload, flow.wire.round_trip);
             // Several may have been put together.
             flow.unacknowledged += count(payload.div_ceil(self.config.mtu - HEADERS));
-            if flow.unacknowledged >= ACKNOWLEDGE_EVERY && builder.slot.is_empty() {
+            let house = flow.house.as_mut()?;
+            // What has more to say acknowledges with that, in its turn and in order.
+            let speaks =
+                flow.wire.has_unsent(house.socket().send_queue()) || self.next_of.is_some_and(|(_, next)| next == id);
+            if flow.unacknowledged >= ACKNOWLEDGE_EVERY && builder.slot.is_empty() && !speaks {
                 flow.unacknowledged = 0;
-                let house = flow.house.as_mut()?;
-                builder.give_turn(house, smoltcp_now);
+                builder.give_turn(house, smoltcp_now, &flow.key);
                 if !builder.slot.is_empty() {
                     flow.wire.outgoing(now, builder.slot.packet_mut());
                 }
@@ -235,12 +242,15 @@ impl Stack {
 
     /// Queues the reply that was made, if one was.
     pub(super) fn push_reply(&mut self, peer: PeerId) {
-        if !self.reply.is_empty() {
-            segment::put_checksum(self.reply.packet_mut());
+        if self.reply.is_empty() {
+            return;
+        }
+        self.reply.make_ready();
+        while !self.reply.is_empty() {
             let padded_len = padded(self.reply.len(), self.config.mtu);
             // A full queue loses a reply, as a network does.
             self.queue.push(peer, self.reply.padded(padded_len));
-            self.reply.clear();
+            self.reply.advance();
         }
     }
 
@@ -254,7 +264,7 @@ impl Stack {
         let id = self.insert_flow(now, peer, key, true, largest, resources).ok()?;
         let flow = self.flows.get_mut(id.0)?;
         if let Some(house) = &mut flow.house {
-            let listening = house.socket_mut().listen(endpoint(self.address, key.local_port));
+            let listening = house.socket_mut().listen(device::own(key.local_port));
             debug_assert!(listening.is_ok(), "a new socket can listen on a port that is not 0");
         }
         flow.observe();

@@ -28,6 +28,7 @@ mod recovery;
 mod schedule;
 mod segment;
 mod sleep;
+mod slot;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -36,21 +37,22 @@ use std::ops::Range;
 use std::time::Instant;
 
 use smoltcp::iface::{Config, Interface, SocketSet};
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
+use smoltcp::wire::HardwareAddress;
 
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::ip::{Payload, parse};
 
-pub(crate) use self::coalesce::{COALESCER, Coalescer};
+pub(crate) use self::coalesce::Coalescer;
 
 use self::company::Company;
-use self::device::{PacketSlot, Port};
+use self::device::{Ends, Port};
 use self::early::{Fallen, MOST_FALLEN};
-use self::flow::{FLOW_STATE, Flow, endpoint};
+use self::flow::{FLOW_STATE, Flow};
 use self::house::{HOUSE_STATE, Start};
 use self::ip::UDP_HEADERS;
 use self::precedent::Precedents;
 use self::schedule::Schedule;
+use self::slot::PacketSlot;
 use crate::budget::{BufferClass, Buffers};
 use crate::byte_queue::ByteQueue;
 use crate::machine::StreamId;
@@ -139,6 +141,8 @@ pub(super) struct FlowKey {
 
 /// Replies made while packets are taken in, and UDP packets, waiting to be sealed.
 pub(crate) const MAX_QUEUED_BYTES: usize = 512 * 1024;
+/// What packets in the making take of the memory, whatever there is to do.
+pub(crate) const PACKET_BUFFERS: usize = coalesce::COALESCER + 2 * slot::SLOT;
 /// Our side's ports for flows that we open. A port comes round again after all the others did.
 const FIRST_EPHEMERAL: u16 = 16_384;
 /// How much faster than ours smoltcp's time runs. Its retransmission timer never goes below one second, and no setting
@@ -171,7 +175,8 @@ pub(crate) struct Stack {
     reply: PacketSlot,
     /// The next packet of a flow, made but not yet taken.
     next: PacketSlot,
-    next_peer: Option<PeerId>,
+    /// Whose it is.
+    next_of: Option<(PeerId, FlowId)>,
     port_cursor: u16,
     /// Flows that were looked at, for the test that idle ones are not.
     #[cfg(test)]
@@ -183,6 +188,10 @@ impl Stack {
         let mut reply = PacketSlot::new(config.mtu);
         let mut port = Port {
             mtu: config.mtu,
+            ends: Ends {
+                own: address,
+                other: address,
+            },
             incoming: None,
             outgoing: &mut reply,
         };
@@ -190,9 +199,8 @@ impl Stack {
         smoltcp.random_seed = random.u64();
         let mut interface = Interface::new(smoltcp, &mut port, smoltcp::time::Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
-            // Every overlay address begins with fd: the whole overlay is on the link.
             addresses
-                .push(IpCidr::new(IpAddress::Ipv6(address), 8))
+                .push(device::network())
                 .expect("a new interface has room for an address");
         });
         Self {
@@ -215,7 +223,7 @@ impl Stack {
             fallen: Fallen::default(),
             queue: ByteQueue::new(MAX_QUEUED_BYTES),
             next: PacketSlot::new(config.mtu),
-            next_peer: None,
+            next_of: None,
             #[cfg(test)]
             polls: 0,
             reply,
@@ -274,10 +282,10 @@ impl Stack {
         flow.owner = owner;
         // The interface's context carries the time at which the handshake's timers start.
         self.interface.poll_maintenance(smoltcp_now);
-        let local = endpoint(self.address, local_port);
+        let local = device::own(local_port);
         if let Some(house) = &mut flow.house {
             let socket = house.socket_mut();
-            let connected = socket.connect(self.interface.context(), endpoint(remote, port), local);
+            let connected = socket.connect(self.interface.context(), device::other(port), local);
             debug_assert!(connected.is_ok(), "a new socket can connect to a specified endpoint");
         }
         flow.observe();

@@ -221,6 +221,12 @@ fn u32_at(packet: &[u8], at: usize) -> u32 {
     u32::from(u16_at(packet, at)) << 16 | u32::from(u16_at(packet, at + 2))
 }
 
+/// Makes a packet one of so many bytes later.
+pub(super) fn add_to_seq(packet: &mut [u8], bytes: usize) {
+    let seq = u32_at(packet, at::SEQ).wrapping_add(count(bytes));
+    write_u32(packet, at::SEQ, seq);
+}
+
 pub(super) fn write_u16(packet: &mut [u8], at: usize, value: u16) {
     packet[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
