@@ -33,7 +33,9 @@ impl Stack {
         packet: &mut [u8],
         resources: &mut Resources,
     ) -> Option<TunnelDatagram> {
-        let Some(inner) = ip::parse(packet).filter(|inner| inner.destination == self.address) else {
+        // smoltcp does not see the addresses.
+        let is_ours = |inner: &Inner| inner.destination == self.address && is_somebody(inner.source);
+        let Some(inner) = ip::parse(packet).filter(is_ours) else {
             resources.counters.drop_inner_packet += 1;
             return None;
         };
@@ -271,4 +273,9 @@ impl Stack {
         self.half_open += 1;
         Some(id)
     }
+}
+
+/// Whether an answer to this address has one place to go to.
+fn is_somebody(address: Ipv6Addr) -> bool {
+    !address.is_multicast() && !address.is_unspecified()
 }
