@@ -33,6 +33,9 @@ const CLASSES: [(BufferClass, usize); 5] = [
     (BufferClass::SMALLEST, 95),
 ];
 
+/// Above this share of the budget in percent it is short.
+const SHORT: usize = 60;
+
 /// Up to this share of the budget in percent it is ample: most of what may be used before the largest class is no longer
 /// handed out is left.
 const AMPLE: usize = 10;
@@ -91,6 +94,11 @@ impl Budget {
     /// Whether next to nothing is used: who needs much will find it, whatever others get.
     pub(crate) fn is_ample(&self) -> bool {
         self.used.saturating_mul(100) <= self.limit.saturating_mul(AMPLE)
+    }
+
+    /// Whether so much is used that who can do with less should.
+    pub(crate) fn is_short(&self) -> bool {
+        self.used.saturating_mul(100) > self.limit.saturating_mul(SHORT)
     }
 
     /// Bytes charged now.
@@ -182,6 +190,17 @@ mod tests {
             budget.affordable(BufferClass::LARGEST, 1, 0, held),
             Some(BufferClass(128 * 1024).min(BufferClass::FIRST.max(BufferClass::SMALLEST)))
         );
+    }
+
+    #[test]
+    fn memory_is_ample_then_enough_then_short() {
+        let mut budget = Budget::new(1000);
+        let mut said = Vec::new();
+        for more in [100, 1, 499, 1] {
+            assert!(budget.charge(more));
+            said.push((budget.is_ample(), budget.is_short()));
+        }
+        assert_eq!(said, [(true, false), (false, false), (false, false), (false, true)]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use smoltcp::socket::tcp::State;
 use super::house::Builder;
 use super::need::silence;
 use super::{FlowId, Stack};
+use crate::budget::Budget;
 use crate::resources::Resources;
 use crate::timers::shared_instant;
 use crate::wg::{PeerId, padded};
@@ -161,13 +162,13 @@ impl Stack {
             self.touch(id);
         }
         let tells = self.fall_asleep(now, id, resources);
-        self.arm(now, id);
+        self.arm(now, id, &resources.budget);
         self.settle(id, resources);
         tells
     }
 
     /// Sets a flow's timer to what smoltcp waits for.
-    fn arm(&mut self, now: Instant, id: FlowId) {
+    fn arm(&mut self, now: Instant, id: FlowId, budget: &Budget) {
         let smoltcp_now = self.smoltcp_instant(now);
         let Some(flow) = self.flows.get_mut(id.0) else {
             return;
@@ -183,7 +184,12 @@ impl Stack {
         };
         // One that is not quiet comes here again when it is.
         let is_quiet = house.is_quiet();
-        let lull = shared_instant(self.epoch, flow.active_at + silence(house.buffers));
+        let lull = flow.active_at + silence(house.buffers, budget);
+        let lull = if budget.is_short() {
+            lull
+        } else {
+            shared_instant(self.epoch, lull)
+        };
         let lull = (is_quiet && !flow.seen.is_ending()).then_some(lull);
         let wish_ends = flow.need.wish_ends();
         let probe_at = flow.probe_at();

@@ -57,13 +57,18 @@ const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// After how much silence a flow needs no buffers; one that has grown would have to grow again.
 const SILENCE: Duration = Duration::from_secs(1);
 const SILENCE_OF_LARGE: Duration = Duration::from_secs(5);
+/// The same while memory is short: who comes new needs them more than who may say something again.
+const SILENCE_WHEN_SHORT: Duration = Duration::from_millis(20);
+const SILENCE_OF_LARGE_WHEN_SHORT: Duration = Duration::from_millis(200);
 
 /// After how much silence a flow with such buffers needs none.
-pub(super) fn silence(buffers: Buffers) -> Duration {
-    if buffers.bytes() > Buffers::both(BufferClass::FIRST).bytes() {
-        SILENCE_OF_LARGE
-    } else {
-        SILENCE
+pub(super) fn silence(buffers: Buffers, budget: &Budget) -> Duration {
+    let is_large = buffers.bytes() > Buffers::both(BufferClass::FIRST).bytes();
+    match (is_large, budget.is_short()) {
+        (false, false) => SILENCE,
+        (true, false) => SILENCE_OF_LARGE,
+        (false, true) => SILENCE_WHEN_SHORT,
+        (true, true) => SILENCE_OF_LARGE_WHEN_SHORT,
     }
 }
 

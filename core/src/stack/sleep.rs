@@ -43,7 +43,7 @@ impl Stack {
             return false;
         };
         let silent_for = now.saturating_duration_since(flow.active_at);
-        if silent_for < silence(house.buffers) || flow.seen.is_ending() {
+        if silent_for < silence(house.buffers, &resources.budget) || flow.seen.is_ending() {
             return false;
         }
         let before = flow.charge();

@@ -374,6 +374,28 @@ fn no_step_visits_idle_flows() {
     assert_eq!((ends.a.stack.polls, ends.b.stack.polls), (0, 0));
 }
 
+/// Who has spoken gives up its buffers at once when memory is short, instead of after a second.
+#[test]
+fn a_crowd_finds_the_memory_of_those_who_are_silent() {
+    let mut ends = Ends::new();
+    // Enough for about a hundred that are awake.
+    ends.b.resources = Resources::new(4 << 20);
+    let crowd: Vec<_> = (0..1_000)
+        .map(|_| {
+            let (a, b) = ends.connect();
+            ends.transfer(a, b, 100);
+            ends.transfer(b, a, 100);
+            ends.wait(Duration::from_millis(1));
+            (a, b)
+        })
+        .collect();
+    assert_eq!(ends.b.resources.counters.refused_memory, 0);
+    let (a, b) = crowd[0];
+    ends.transfer(a, b, 100_000);
+    ends.transfer(b, a, 100_000);
+    ends.check();
+}
+
 #[test]
 fn a_batch_of_data_draws_an_acknowledgement_for_every_eighth_packet() {
     let mut ends = Ends::new();
