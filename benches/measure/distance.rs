@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::figures::{number, with_spread};
 use crate::load::{Direction, transfer};
 use crate::path::{Distance, NEAR};
 use crate::process::busy;
@@ -18,7 +19,11 @@ use crate::worker::Service;
 /// Round trips, in milliseconds, and how many in a million packets are lost each way.
 const ROUND_TRIPS: [u64; 3] = [2, 20, 100];
 const LOSSES: [u32; 3] = [0, 1_000, 10_000];
-const CONNECTIONS: [usize; 2] = [1, 16];
+/// The title of what one download gets.
+pub(crate) const ONE: &str = "1 download, Mbit/s";
+/// How many downloads at once there are besides, and how often the one is tried: it hangs on single losses.
+const MANY: usize = 16;
+const TIMES: usize = 3;
 /// How long a download is watched, after it has come to speed.
 const WARM_UP: Duration = Duration::from_secs(2);
 const WATCH: Duration = Duration::from_secs(4);
@@ -37,7 +42,7 @@ pub(crate) async fn over_distance(peers: &[&dyn Peer]) -> io::Result<()> {
         near_addr: Some(NEAR),
     };
     println!(
-        "| | round trip, ms | loss, % | 1 download, Mbit/s | by the formula | 16 downloads | page of 1.2 MB, s | load |"
+        "| | round trip, ms | loss, % | {ONE} | by the formula (share of it) | {MANY} downloads | page of 1.2 MB, s | load |"
     );
     println!("|---|---|---|---|---|---|---|---|");
     for round_trip in ROUND_TRIPS {
@@ -48,15 +53,16 @@ pub(crate) async fn over_distance(peers: &[&dyn Peer]) -> io::Result<()> {
                     Ok(tunnel) => cells(tunnel.addr).await,
                     Err(error) => {
                         eprintln!("{}: {error}", peer.name());
-                        [const { None }; 3]
+                        [none(), none(), none()]
                     }
                 };
-                let [one, many, page] = cells.map(|cell| cell.map_or("–".to_owned(), |cell| cell));
+                let [one, many, page] = cells;
+                let rate = number(&one);
                 println!(
                     "| {} | {round_trip} | {} | {one} | {} | {many} | {page} | {} |",
                     peer.name(),
                     f64::from(loss) / 10_000.0,
-                    by_formula(round_trip, loss),
+                    by_formula(round_trip, loss, rate),
                     busy()
                 );
             }
@@ -67,31 +73,37 @@ pub(crate) async fn over_distance(peers: &[&dyn Peer]) -> io::Result<()> {
 }
 
 /// What one sender that halves its window for each loss gets, in Mbit/s (Mathis et al., "The macroscopic behavior of the TCP
-/// congestion avoidance algorithm", 1997), with the segments of our tunnel.
-fn by_formula(round_trip: u64, loss: u32) -> String {
+/// congestion avoidance algorithm", 1997), with the segments of our tunnel; and the share of it that was had.
+fn by_formula(round_trip: u64, loss: u32, had: Option<f64>) -> String {
     const SEGMENT_BITS: f64 = 1220.0 * 8.0;
     if loss == 0 {
         return "–".into();
     }
     let share = f64::from(loss) / 1e6;
     let rate = 1.5_f64.sqrt() * SEGMENT_BITS / (round_trip as f64 / 1e3 * share.sqrt()) / 1e6;
-    format!("{rate:.1}")
+    let had = had.map_or_else(String::new, |had| format!(" ({:.0} %)", had / rate * 100.0));
+    format!("{rate:.1}{had}")
 }
 
-async fn cells(addr: SocketAddr) -> [Option<String>; 3] {
-    let [one, many] = CONNECTIONS;
-    let said = |result: io::Result<f64>, digits: usize| match result {
-        Ok(figure) => Some(format!("{figure:.digits$}")),
-        Err(error) => {
-            eprintln!("{error}");
-            None
-        }
-    };
+async fn cells(addr: SocketAddr) -> [String; 3] {
+    let mut one = Vec::new();
+    for _ in 0..TIMES {
+        one.extend(said(downloads(addr, 1).await));
+    }
     [
-        said(downloads(addr, one).await, 1),
-        said(downloads(addr, many).await, 1),
-        said(page(addr).await, 2),
+        with_spread(one.into_iter(), 1),
+        said(downloads(addr, MANY).await).map_or(none(), |rate| format!("{rate:.1}")),
+        said(page(addr).await).map_or(none(), |seconds| format!("{seconds:.2}")),
     ]
+}
+
+/// What a cell is where nothing could be had.
+fn none() -> String {
+    "–".to_owned()
+}
+
+fn said(result: io::Result<f64>) -> Option<f64> {
+    result.inspect_err(|error| eprintln!("{error}")).ok()
 }
 
 /// Mbit/s over so many connections that all want more.

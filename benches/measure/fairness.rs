@@ -1,6 +1,5 @@
 //! What small requests wait for when a bulk transfer goes through the same tunnel, and through another one on the same
 //! machine, to the same server: the second has the same load on its cores, and shares no queue of the tunnel.
-
 //!
 //! Who asks, who transfers and who answers are threads of their own, and each waits for nobody but the kernel: as tasks of one
 //! runtime, requests would wait behind the transfer's in the bench itself.
@@ -25,6 +24,9 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// Longer than anything here takes where it works at all.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The title of how many times.
+pub(crate) const TIMES: &str = "p99, same tunnel to another";
+
 const KINDS: [Kind; 9] = [
     Kind::new("p50, nothing else, µs", 0),
     Kind::new("p99", 0),
@@ -34,7 +36,7 @@ const KINDS: [Kind; 9] = [
     Kind::new("p50, bulk in the same tunnel", 0),
     Kind::new("p99", 0),
     Kind::new("that bulk", 0),
-    Kind::new("p99, same tunnel to another", 2),
+    Kind::new(TIMES, 2),
 ];
 
 /// The table.

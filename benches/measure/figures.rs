@@ -73,11 +73,21 @@ pub(crate) fn table(kinds: &[Kind], subjects: &[Subject]) -> String {
 }
 
 fn cell(kind: Kind, runs: &[Run], index: usize) -> String {
-    let digits = kind.digits;
-    match spread(runs.iter().filter_map(|run| run.get(index).copied().flatten())) {
+    let values = runs.iter().filter_map(|run| run.get(index).copied().flatten());
+    with_spread(values, kind.digits)
+}
+
+/// The median and the spread, as a table's cell.
+pub(crate) fn with_spread(values: impl Iterator<Item = f64>, digits: usize) -> String {
+    match spread(values) {
         None => "–".to_owned(),
         Some([least, median, most]) => format!("{median:.digits$} ({least:.digits$}–{most:.digits$})"),
     }
+}
+
+/// The figure that a cell begins with, if it has one.
+pub(crate) fn number(cell: &str) -> Option<f64> {
+    cell.split(' ').next()?.parse().ok()
 }
 
 /// The least, the median and the most.

@@ -17,7 +17,9 @@ const MESSAGE: usize = 128;
 /// So often, the counts in turn, so that a busy moment does not fall on one alone.
 const ROUNDS: usize = 41;
 /// How many times as long as alone a packet may take among the most connections.
-const MOST: f64 = 2.0;
+pub(crate) const MOST: f64 = 2.0;
+/// The title of how many times.
+pub(crate) const TIMES: &str = "times that of 1";
 /// Messages in a round, each on the next connection.
 const MESSAGES: usize = 500;
 
@@ -28,7 +30,7 @@ pub(crate) fn many() -> bool {
         subjects.iter_mut().for_each(Subject::round);
     }
     println!(
-        "| connections | a packet of bulk on one of them, µs | times that of 1 | a message of {MESSAGE} bytes on each in turn, µs | times that of 1 |"
+        "| connections | a packet of bulk on one of them, µs | {TIMES} | a message of {MESSAGE} bytes on each in turn, µs | {TIMES} |"
     );
     println!("|---|---|---|---|---|");
     let mut held = true;

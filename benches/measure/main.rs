@@ -1,11 +1,11 @@
 //! Measures builds of portal: what they hold in memory, what they bear, and how fast they are.
 //!
-//! `measure idle|connections|peers|ceiling|guest|speed|fairness|syscalls|flows|all BINARY...` runs relay and agent of each build
+//! `measure idle|connections|peers|ceiling|guest|speed|fairness|syscalls|profile|flows|all BINARY...` runs relay and agent of each build
 //! as processes of their own, on loopback, and prints Markdown; but `flows` is in memory and takes no build. Memory is that of
 //! the processes, the kernel's own for their sockets not counted. `connections=5000` is one of its two counts alone.
 //! `compare=DIRECTORY` is `speed` with other tunnels beside the builds, whose programs are in the directory, and
 //! `distance=DIRECTORY` has delay and loss between the ends; both need root for a network of their own. A binary can come with
-//! variables for its environment: `portal@MALLOC_ARENA_MAX=1`.
+//! variables for its environment: `portal@MALLOC_ARENA_MAX=1`. `verdicts=FILE` holds what such runs have printed against what is asked.
 
 mod ceiling;
 mod connections;
@@ -19,12 +19,15 @@ mod network;
 mod others;
 mod path;
 mod peers;
+mod perf;
 mod portal;
 mod process;
+mod profile;
 mod speed;
 mod syscalls;
 mod target;
 mod tunnel;
+mod verdicts;
 mod worker;
 
 use std::io;
@@ -35,9 +38,9 @@ use portal::Build;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tunnel::Peer;
 
-const USAGE: &str = "usage: measure idle|connections[=COUNT]|peers|ceiling|guest|speed|fairness|syscalls|flows|all \
+const USAGE: &str = "usage: measure idle|connections[=COUNT]|peers|ceiling|guest|speed|fairness|syscalls|profile|flows|all \
                      BINARY[@NAME=VALUE...]..., or measure compare=DIRECTORY|distance=DIRECTORY \
-                     BINARY[@NAME=VALUE...]...";
+                     BINARY[@NAME=VALUE...]..., or measure verdicts=FILE";
 
 /// How often each build is run where speed is compared, unless `PORTAL_RUNS` says otherwise.
 const RUNS: usize = 5;
@@ -65,14 +68,18 @@ fn run(args: &[String]) -> io::Result<bool> {
     let (args, inside) = network::inside(args);
     let Some((what, binaries)) = args
         .split_first()
-        .filter(|(what, binaries)| !binaries.is_empty() || what == &flows::NAME)
+        .filter(|(what, binaries)| !binaries.is_empty() || what == &flows::NAME || what.starts_with(verdicts::NAME))
     else {
         return Err(io::Error::other(USAGE));
     };
+    if let Some((verdicts::NAME, file)) = what.split_once('=') {
+        return verdicts::print(file);
+    }
     let builds: Vec<Build> = binaries
         .iter()
         .map(|binary| Build::new(binary))
         .collect::<io::Result<_>>()?;
+    let mut peers: Vec<&dyn Peer> = builds.iter().map(|build| build as &dyn Peer).collect();
     let runs = match std::env::var("PORTAL_RUNS") {
         Ok(runs) => runs.parse().map_err(io::Error::other)?,
         Err(_) => RUNS,
@@ -87,8 +94,7 @@ fn run(args: &[String]) -> io::Result<bool> {
         }
         network::ip(&["link", "set", "lo", "up"])?;
         let others = others::all(Path::new(directory));
-        let builds = builds.iter().map(|build| build as &dyn Peer);
-        let mut peers: Vec<&dyn Peer> = builds.chain(others.iter().map(AsRef::as_ref)).collect();
+        peers.extend(others.iter().map(AsRef::as_ref));
         if what == "compare" {
             println!("{}", runtime.block_on(speed::compare(&peers, runs))?);
         } else {
@@ -127,16 +133,16 @@ fn run(args: &[String]) -> io::Result<bool> {
         held &= peers::many(&builds)?;
     }
     if chosen("speed") {
-        let peers: Vec<&dyn Peer> = builds.iter().map(|build| build as &dyn Peer).collect();
         println!("{}", runtime.block_on(speed::compare(&peers, runs))?);
     }
     if chosen("fairness") {
-        let peers: Vec<&dyn Peer> = builds.iter().map(|build| build as &dyn Peer).collect();
         println!("{}", runtime.block_on(fairness::compare(&peers, runs)));
     }
     if chosen("syscalls") {
-        let peers: Vec<&dyn Peer> = builds.iter().map(|build| build as &dyn Peer).collect();
         println!("{}", runtime.block_on(syscalls::compare(&peers, runs)));
+    }
+    if chosen("profile") {
+        println!("{}", runtime.block_on(profile::compare(&peers, runs)));
     }
     if chosen(flows::NAME) {
         held &= flows::many();

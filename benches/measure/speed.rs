@@ -31,7 +31,23 @@ const SLUGGISH: f64 = 100.0;
 /// How long a tunnel may take to serve again once its relay has been killed and started again.
 const COMES_BACK: Duration = Duration::from_secs(30);
 
-const KINDS: [Kind; 16] = [
+/// Places in a run, and in [`KINDS`].
+pub(crate) const DOWN: usize = 0;
+pub(crate) const UP: usize = 1;
+const MANY_DOWN: usize = 2;
+const MANY_UP: usize = 3;
+pub(crate) const CPU: usize = 4;
+pub(crate) const NEW: usize = 5;
+const NEW_P50: usize = 6;
+pub(crate) const NEW_P99: usize = 7;
+pub(crate) const FIRST_BYTE: usize = 8;
+pub(crate) const KEPT_ALIVE: usize = 9;
+const KEPT_ALIVE_P50: usize = 10;
+const KEPT_ALIVE_P99: usize = 11;
+const RESIDENT: usize = 12;
+const SERVES_AGAIN: usize = 15;
+
+pub(crate) const KINDS: [Kind; 16] = [
     Kind::new("1 stream down, Mbit/s", 0),
     Kind::new("1 stream up", 0),
     Kind::new("8 streams down", 0),
@@ -94,11 +110,11 @@ async fn in_bulk(peer: &dyn Peer, run: &mut Run) -> io::Result<()> {
     }
     let bytes = ((rate * 1e6 / 8.0 * BULK_SECONDS) as usize).clamp(BULK / 16, MOST_BULK);
     let before = tunnel.cpu()?;
-    run[0] = Some(bulk(tunnel.addr, bytes, 1, Direction::Down).await?);
-    run[1] = Some(bulk(tunnel.addr, bytes, 1, Direction::Up).await?);
-    run[4] = Some((tunnel.cpu()? - before) / (2 * bytes) as f64 * 1e9);
-    run[2] = Some(bulk(tunnel.addr, bytes / 8, 8, Direction::Down).await?);
-    run[3] = Some(bulk(tunnel.addr, bytes / 8, 8, Direction::Up).await?);
+    run[DOWN] = Some(bulk(tunnel.addr, bytes, 1, Direction::Down).await?);
+    run[UP] = Some(bulk(tunnel.addr, bytes, 1, Direction::Up).await?);
+    run[CPU] = Some((tunnel.cpu()? - before) / (2 * bytes) as f64 * 1e9);
+    run[MANY_DOWN] = Some(bulk(tunnel.addr, bytes / 8, 8, Direction::Down).await?);
+    run[MANY_UP] = Some(bulk(tunnel.addr, bytes / 8, 8, Direction::Up).await?);
     Ok(())
 }
 
@@ -106,10 +122,10 @@ async fn in_small(peer: &dyn Peer, run: &mut Run) -> io::Result<()> {
     let tunnel = Tunnel::start(peer, Service::Echo)?;
     new_connections(tunnel.addr, AT_ONCE, 1).await?;
     let rate = new_connections(tunnel.addr, CONNECTIONS, AT_ONCE).await?;
-    run[5..8].copy_from_slice(&[Some(rate.per_second), Some(rate.p50), Some(rate.p99)]);
-    run[8] = Some(new_connections(tunnel.addr, ONE_BY_ONE, 1).await?.p50);
+    [run[NEW], run[NEW_P50], run[NEW_P99]] = [rate.per_second, rate.p50, rate.p99].map(Some);
+    run[FIRST_BYTE] = Some(new_connections(tunnel.addr, ONE_BY_ONE, 1).await?.p50);
     let rate = kept_alive(tunnel.addr, AT_ONCE, REQUESTS).await?;
-    run[9..12].copy_from_slice(&[Some(rate.per_second), Some(rate.p50), Some(rate.p99)]);
+    [run[KEPT_ALIVE], run[KEPT_ALIVE_P50], run[KEPT_ALIVE_P99]] = [rate.per_second, rate.p50, rate.p99].map(Some);
     Ok(())
 }
 
@@ -120,10 +136,10 @@ async fn at_rest(peer: &dyn Peer, run: &mut Run) -> io::Result<()> {
         let usage = settle(&tunnel.ends.relay, Duration::from_secs(10))?;
         Ok(Some(usage.resident as f64 / (1 << 20) as f64))
     };
-    run[12] = resident(&tunnel)?;
-    if run[8].is_some_and(|micros| micros < SLOW) {
+    run[RESIDENT] = resident(&tunnel)?;
+    if run[FIRST_BYTE].is_some_and(|micros| micros < SLOW) {
         let mut crowd = Crowd::new(tunnel.addr);
-        for (cell, count) in (13..).zip(IDLE) {
+        for (cell, count) in (RESIDENT + 1..).zip(IDLE) {
             crowd.grow_to(count)?;
             run[cell] = resident(&tunnel)?;
         }
@@ -134,7 +150,7 @@ async fn at_rest(peer: &dyn Peer, run: &mut Run) -> io::Result<()> {
         while start.elapsed() < COMES_BACK {
             let asked = async { request(&mut visit(tunnel.addr, 0).await?).await };
             if let Ok(Ok(())) = timeout(Duration::from_secs(2), asked).await {
-                run[15] = Some(start.elapsed().as_secs_f64());
+                run[SERVES_AGAIN] = Some(start.elapsed().as_secs_f64());
                 break;
             }
             sleep(Duration::from_millis(10)).await;

@@ -1,0 +1,107 @@
+//! Where both ends of a tunnel spend their time while a download goes through it, by samples of the kernel's (`perf record`).
+
+use std::io;
+use std::path::Path;
+use std::process::Command;
+
+use crate::figures::{Kind, Run, in_turn};
+use crate::perf;
+use crate::process::output;
+use crate::tunnel::Peer;
+
+/// What a transfer moves while it is looked at.
+const BYTES: usize = 1 << 30;
+
+/// Samples by the processor's clock: virtual machines often have no counter of cycles.
+const RECORD: [&str; 5] = ["record", "-e", "cpu-clock", "-F", "1999"];
+
+/// What time is spent in, with words of the symbols that it is known by; the first that fits counts. What the compiler has
+/// put into another function counts as that one's.
+const PARTS: [(&str, &[&str]); 6] = [
+    ("ChaCha20-Poly1305", &["chacha20", "poly1305"]),
+    ("copies of bytes", &["memmove", "memcpy"]),
+    ("smoltcp", &["smoltcp"]),
+    ("boringtun", &["boringtun"]),
+    ("core", &["portal_core"]),
+    (
+        "runtime",
+        &["portal_adapter", "portal_runtime", "quinn_udp", "mio", "tokio"],
+    ),
+];
+
+const KINDS: [Kind; 16] = [
+    Kind::new("relay: kernel, %", 1),
+    Kind::new("ChaCha20-Poly1305", 1),
+    Kind::new("copies of bytes", 1),
+    Kind::new("smoltcp", 1),
+    Kind::new("boringtun", 1),
+    Kind::new("core", 1),
+    Kind::new("runtime", 1),
+    Kind::new("the rest", 1),
+    Kind::new("agent: kernel, %", 1),
+    Kind::new("ChaCha20-Poly1305", 1),
+    Kind::new("copies of bytes", 1),
+    Kind::new("smoltcp", 1),
+    Kind::new("boringtun", 1),
+    Kind::new("core", 1),
+    Kind::new("runtime", 1),
+    Kind::new("the rest", 1),
+];
+
+/// The table: one download through each.
+pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> String {
+    if !perf::is_here() {
+        return perf::MISSING.to_owned();
+    }
+    in_turn(peers, runs, &KINDS, once).await
+}
+
+async fn once(peer: &dyn Peer) -> io::Result<Run> {
+    let found = perf::watch(peer, &RECORD, BYTES).await?;
+    let mut run = Run::new();
+    for file in [&found.relay, &found.client] {
+        run.extend(shares(file)?.map(Some));
+    }
+    Ok(run)
+}
+
+/// The kernel's share in percent, those of [`PARTS`], and the rest.
+fn shares(file: &Path) -> io::Result<[f64; PARTS.len() + 2]> {
+    let mut report = Command::new("perf");
+    report.args([
+        "report",
+        "--stdio",
+        "--sort",
+        "symbol",
+        "-F",
+        "overhead,symbol",
+        "-t",
+        ";",
+        "-i",
+    ]);
+    let report = output(report.arg(file))?;
+    let mut shares = [0.0; PARTS.len() + 2];
+    for line in report.lines() {
+        let Some((share, symbol)) = line.split_once(';') else {
+            continue;
+        };
+        let Ok(share) = share.trim().trim_end_matches('%').parse::<f64>() else {
+            continue;
+        };
+        shares[part(symbol.trim())] += share;
+    }
+    if shares.iter().sum::<f64>() < 50.0 {
+        return Err(io::Error::other("perf has reported next to no samples"));
+    }
+    Ok(shares)
+}
+
+/// The place in a run of what a symbol belongs to; perf marks the kernel's with `[k]`.
+fn part(symbol: &str) -> usize {
+    if symbol.starts_with("[k]") {
+        return 0;
+    }
+    let symbol = symbol.to_lowercase();
+    let known = |(_, words): &(&str, &[&str])| words.iter().any(|word| symbol.contains(word));
+    PARTS.iter().position(known).unwrap_or(PARTS.len()) + 1
+}
