@@ -128,6 +128,7 @@ impl Stack {
             own: self.address,
             slot: &mut self.next,
         };
+        flow.correct_window(&mut builder, smoltcp_now);
         let asks = flow.ask_after_tail(&mut builder, now, smoltcp_now);
         resources.counters.tail_probes += u64::from(asks);
         let Some(house) = &mut flow.house else { return false };

@@ -5,9 +5,6 @@
 //! is known here too. The new socket learns it by a handshake that never leaves the machine. Bytes that the old one held
 //! out of order are lost on purpose: they were not acknowledged, and the other end sends them again (RFC 2018, section 8).
 //! Sequence numbers differ from then on, which [`Wire`] makes good.
-//!
-//! A new socket would also begin with the smallest congestion window. It is brought to what the connection had on its way
-//! just before, or others before it, by bytes that are made up and acknowledged within the machine as well.
 
 use std::net::Ipv6Addr;
 
@@ -33,7 +30,7 @@ pub(super) struct House {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Start {
     pub(super) buffers: Buffers,
-    /// How many bytes its congestion window holds; no less than RFC 6928 allows.
+    /// How many bytes may be on their way at least.
     pub(super) window: usize,
 }
 
@@ -78,17 +75,9 @@ pub(super) const DEAD_SECONDS: u64 = 300;
 pub(super) const KEEP_ALIVE_SECONDS: u64 = 60;
 /// A flow that nobody owns any more only has its last bytes to bring over.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(60 * SPEED);
-/// The congestion window that smoltcp begins with.
-const SMOLTCP_FIRST_WINDOW: usize = 2048;
-/// The one that RFC 6928 allows.
-pub(super) const FIRST_WINDOW: usize = 14_600;
 /// What a round trip is taken for that was not measured: most are shorter, and what is sent again too early costs more than
 /// what is sent again too late.
 const UNKNOWN_ROUND_TRIP: std::time::Duration = std::time::Duration::from_millis(200);
-/// How many packets are made up at most: enough for the largest buffer, unless the other end takes tiny ones only.
-const MOST_PACKETS: usize = BufferClass::LARGEST.bytes() / PACKET.len();
-/// Bytes that are made up; fewer than a packet holds.
-const PACKET: [u8; 1200] = [0; 1200];
 
 impl House {
     /// For a connection that is to be opened.
@@ -100,7 +89,8 @@ impl House {
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
         socket.set_timeout(Some(HALF_OPEN_TIMEOUT));
-        socket.set_congestion_control(CongestionControl::Cubic);
+        // The windows that it is told hold what may be on its way: see `congestion`.
+        socket.set_congestion_control(CongestionControl::None);
         let mut set = SocketSet::new(vec![SocketStorage::EMPTY]);
         let handle = set.add(socket);
         Self { set, handle, buffers }
@@ -125,28 +115,12 @@ impl House {
         let micros = i64::try_from(round_trip.as_micros()).unwrap_or(0);
         let before = Instant::from_micros((now.total_micros() - micros).max(0));
         builder.feed(&mut house, now, key, wire.made_up_syn());
-        let mut next = builder.swallow(&mut house, before, key)?.seq.wrapping_add(1);
+        let next = builder.swallow(&mut house, before, key)?.seq.wrapping_add(1);
         builder.feed(&mut house, now, key, wire.made_up_ack(next));
         if house.socket().state() != State::Established {
             return None;
         }
-        let mut window = SMOLTCP_FIRST_WINDOW;
-        let offered = PACKET.len().min(wire.remote_mss()).min(buffers.send);
-        let wanted = start.window.max(FIRST_WINDOW.min(10 * wire.remote_mss()));
-        // One that holds less can make no use of a larger one.
-        let wanted = wanted.min(MOST_PACKETS * offered).min(buffers.send);
-        // Nothing can be sent into a window of the other end that has closed, not even within the machine.
-        while window < wanted && offered <= wire.remote_window() {
-            house.socket_mut().send_slice(&PACKET[..offered]).ok()?;
-            while house.socket().send_queue() > 0 {
-                let sent = builder
-                    .swallow(&mut house, before, key)
-                    .filter(|sent| sent.payload > 0)?;
-                next = next.wrapping_add(sent.payload);
-                builder.feed(&mut house, now, key, wire.made_up_ack(next));
-                window += usize::try_from(sent.payload).ok()?;
-            }
-        }
+        wire.congestion.raise(start.window);
         wire.housed(next, buffers.receive);
         // smoltcp believes that its SYN told the window; only a true acknowledgement puts that right.
         builder.feed(&mut house, now, key, wire.made_up_question(next));

@@ -10,7 +10,6 @@ use super::device::{self, Ends, Port};
 use super::house::Builder;
 use super::ip::{self, Inner, Payload};
 use super::segment::{self, HEADERS, Head, count};
-use super::wire;
 use super::{FlowId, FlowKey, Stack, TunnelDatagram};
 use crate::resources::Resources;
 use crate::wg::{PeerId, padded};
@@ -190,14 +189,6 @@ impl Stack {
         if let Some(news) = news {
             builder.feed(house, smoltcp_now, &flow.key, news);
             resources.counters.late_acknowledgements += 1;
-        }
-        for _ in 0..wire::MOST_PARTS {
-            let left = count(house.socket().send_queue());
-            let part = flow
-                .wire
-                .part_of_acknowledgement(packet, unread, left, house.buffers.send);
-            let Some(part) = part else { break };
-            builder.feed(house, smoltcp_now, &flow.key, part);
         }
         flow.wire.incoming(now, packet, || self.company.has(now, peer, id));
         resources.counters.queues_shortened += u64::from(flow.wire.queue.take_shortened());

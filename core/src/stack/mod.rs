@@ -14,6 +14,7 @@
 mod bytes;
 mod coalesce;
 mod company;
+mod congestion;
 mod device;
 mod early;
 mod egress;

@@ -28,7 +28,7 @@ pub(super) struct Need {
     looked: Instant,
     /// Bytes that have arrived since then.
     arrived_since_look: usize,
-    /// The socket is still the one in which the connection was opened, with smoltcp's small congestion window.
+    /// The socket is still the one in which the connection was opened.
     fresh: bool,
     wish: Option<Wish>,
     /// Nothing is wished before.
@@ -214,7 +214,7 @@ impl Stack {
         let start = match flow.need.wish {
             Some(wish) if is_quiet => Some(Start {
                 buffers: wish.buffers,
-                window: flow.wire.proven_window(),
+                window: 0,
             }),
             None if flow.need.fresh && is_quiet => {
                 let start = self.precedents.start(now, flow.peer, &resources.budget);

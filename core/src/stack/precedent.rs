@@ -8,8 +8,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::congestion::FIRST_WINDOW;
 use super::flow::Flow;
-use super::house::{FIRST_WINDOW, Start};
+use super::house::Start;
 use crate::budget::{Budget, BufferClass, Buffers};
 use crate::wg::PeerId;
 

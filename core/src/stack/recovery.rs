@@ -26,6 +26,9 @@ pub(super) struct Recovery {
     /// Behind what was on its way when the first missing packet was sent again, and when that was; until all of it is
     /// acknowledged.
     until: Option<(u32, Instant)>,
+    /// Behind what was on its way when the timer had all of it sent again, until all of it is acknowledged; and behind what
+    /// of it has gone again.
+    again: Option<(u32, u32)>,
     /// A packet is to be sent again.
     wanted: bool,
     /// One was asked for, and has not been sent.
@@ -36,13 +39,25 @@ pub(super) struct Recovery {
     probed: bool,
 }
 
+/// What a packet that goes again says of the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// It is the first of a flight that goes again.
+    Found,
+    /// All of the flight goes again, by the timer.
+    TimedOut,
+    /// The same, of a flight of which it was known before that something is missing.
+    TimedOutAgain,
+}
+
 /// So many acknowledgements that say the same have smoltcp send a packet again. The first of ours may be news.
 const SAME: u8 = 3;
 /// An end may be busy for so long before it answers.
 const BUSY: Duration = Duration::from_millis(10);
-/// One packet is mended in a round trip. Where that takes longer than smoltcp's timer, as most of a flight is missing, the timer
-/// does better: all of it goes again then.
+/// One packet is mended in a round trip. Where that takes longer than this and than so many of them, as most of a flight is
+/// missing, smoltcp's timer does better: all of it goes again then.
 const PATIENCE: Duration = Duration::from_millis(200);
+const PATIENT_FOR: u32 = 8;
 
 impl Recovery {
     /// Bytes go for the first time.
@@ -52,24 +67,44 @@ impl Recovery {
         }
     }
 
-    /// Bytes go again; `sent` is behind all that have gone.
-    pub(super) fn sent_again(&mut self, now: Instant, sent: u32) {
+    /// The bytes from `seq` to `end` go again; `sent` is behind all that have gone. What that says, where it says something
+    /// new.
+    pub(super) fn sent_again(&mut self, now: Instant, seq: u32, end: u32, sent: u32) -> Option<Loss> {
         self.probe_at = None;
-        if std::mem::take(&mut self.asked) || (self.same >= SAME && self.until.is_none()) {
+        if std::mem::take(&mut self.asked) || (self.same >= SAME && !self.goes_on()) {
+            let is_news = self.until.is_none();
             self.until.get_or_insert((sent, now));
-        } else {
-            // By the timer: all of them will go again.
-            self.until = None;
+            return is_news.then_some(Loss::Found);
         }
+        // By the timer: all of them go again.
+        let was_known = self.until.take().is_some();
+        let Some((until, behind)) = self.again.replace((sent, end)) else {
+            return Some(if was_known { Loss::TimedOutAgain } else { Loss::TimedOut });
+        };
+        self.again = Some((until, end));
+        is_after(behind, seq).then_some(Loss::TimedOutAgain)
+    }
+
+    /// Whether it is known already that something is missing: acknowledgements that say the same are no news then. An end
+    /// that gets again what it has says so too.
+    pub(super) fn goes_on(&self) -> bool {
+        self.until.is_some() || self.again.is_some()
+    }
+
+    /// Whether packets are missing that are sent again one after the other.
+    pub(super) fn is_mending(&self) -> bool {
+        self.until.is_some()
     }
 
     /// The other end acknowledges all in front of `ack`; `in_flight` bytes are left.
     pub(super) fn acknowledged(&mut self, now: Instant, ack: u32, in_flight: u32, round_trip: Option<Duration>) {
         self.same = 0;
         self.until = self.until.filter(|&(until, _)| is_after(until, ack));
+        self.again = self.again.filter(|&(until, _)| is_after(until, ack));
+        let patience = PATIENCE.max(PATIENT_FOR * round_trip.unwrap_or_default());
         self.wanted = self
             .until
-            .is_some_and(|(_, since)| now.saturating_duration_since(since) < PATIENCE);
+            .is_some_and(|(_, since)| now.saturating_duration_since(since) < patience);
         if in_flight == 0 {
             (self.probe_at, self.probed) = (None, false);
         } else {
@@ -133,6 +168,25 @@ impl Flow {
     pub(super) fn probe_at(&self) -> Option<Instant> {
         let may_be_asked = || self.is_tail() || self.state() == State::SynSent;
         self.wire.recovery.probe_at.filter(|_| may_be_asked())
+    }
+
+    /// Tells the socket if less may be on its way than it believes.
+    pub(super) fn correct_window(&mut self, builder: &mut Builder<'_>, now: smoltcp::time::Instant) {
+        let has_less = std::mem::take(&mut self.wire.has_less);
+        let Some(house) = self
+            .house
+            .as_mut()
+            .filter(|house| has_less && takes_acknowledgements(house))
+        else {
+            return;
+        };
+        let unread = house.socket().recv_queue();
+        let unacknowledged = house.socket().send_queue();
+        if let Some(correction) = self.wire.correction(unread, self.seen.remote_fin, unacknowledged) {
+            builder.feed(house, now, &self.key, correction);
+            debug_assert!(builder.slot.is_empty(), "{:?}", house.socket().state());
+            builder.slot.clear();
+        }
     }
 
     /// Has the first packet of a flight sent again, if that has not been answered for too long. Returns whether it did.

@@ -94,6 +94,18 @@ pub(super) fn key_of(packet: &[u8]) -> FlowKey {
     }
 }
 
+/// Behind the last byte that has arrived behind missing ones, as far as the packet says (RFC 2018).
+pub(super) fn arrived_behind_missing(packet: &[u8]) -> Option<u32> {
+    if packet.len() <= HEADERS || packet[at::TCP_LEN] >> 4 <= 5 {
+        return None;
+    }
+    let tcp = TcpPacket::new_checked(&packet[at::TCP..]).ok()?;
+    let ranges = tcp.selective_ack_ranges().ok()?;
+    // Nowhere is more than a window between two of them.
+    let edges = ranges.into_iter().flatten().map(|(_, edge)| edge);
+    edges.reduce(|one, other| if is_after(other, one) { other } else { one })
+}
+
 /// Which way a packet goes that is written here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {

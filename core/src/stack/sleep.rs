@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::congestion::Congestion;
 use super::flow::Flow;
 use super::house::{Builder, DEAD_SECONDS, HOUSE_STATE, House, KEEP_ALIVE_SECONDS, Start};
 use super::need::silence;
@@ -48,6 +49,8 @@ impl Stack {
         }
         let before = flow.charge();
         flow.house = None;
+        // The path may be another one when it wakes (RFC 5681, section 4.1).
+        flow.wire.congestion = Congestion::new(flow.wire.remote_mss());
         flow.need.give_up(now);
         resources.budget.release(before - flow.charge());
         resources.counters.flows_slept += 1;

@@ -9,19 +9,17 @@ use std::time::{Duration, Instant};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{IpAddress, Ipv6Packet, TcpControl, TcpPacket, TcpRepr};
 
+use super::congestion::Congestion;
 use super::queue::Queue;
-use super::recovery::Recovery;
+use super::recovery::{Loss, Recovery};
 use super::segment::{
-    ACK, BLANK, FIN, Head, RST, SYN, at, count, is_after, number, scale_option, write_u16, write_u32,
+    self, ACK, BLANK, FIN, Head, RST, SYN, at, count, is_after, number, scale_option, write_u16, write_u32,
 };
 
 /// What we announce as the scale of our windows, whatever the socket's own is: windows up to 8 MiB.
 const ANNOUNCED_SHIFT: u8 = 7;
 /// The largest window that can be told to an end that does not scale windows.
 pub(super) const UNSCALED_WINDOW: usize = 65_535;
-
-/// In how many parts an acknowledgement is told to the socket at most.
-pub(super) const MOST_PARTS: u32 = 64;
 
 /// What the other end said of itself in its SYN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +49,8 @@ pub(super) struct Wire {
     edge: u32,
     /// What the other end has acknowledged.
     acknowledged: u32,
+    /// Behind the last byte that is known to have arrived behind missing ones, if any has (RFC 2018).
+    arrived_there: u32,
     /// Behind the last byte that we have sent.
     sent: u32,
     /// The same without what only asks whether a window has opened.
@@ -68,7 +68,10 @@ pub(super) struct Wire {
     /// A number whose acknowledgement tells the round trip, when it was sent, and how much was on its way up to it.
     sample: Option<(u32, Instant, u32)>,
     pub(super) queue: Queue,
+    pub(super) congestion: Congestion,
     pub(super) recovery: Recovery,
+    /// Less may be on its way than the socket was told.
+    pub(super) has_less: bool,
     /// The most that was on its way since this was last asked.
     pub(super) most_in_flight: u32,
     /// Something was sent again since this was last asked.
@@ -93,6 +96,7 @@ impl Wire {
                 })
         });
         self.remote = parsed.unwrap_or_default();
+        self.congestion = Congestion::new(self.remote_mss());
         self.taken = head.seq.wrapping_add(1);
         self.arrived = self.taken;
         self.window = head.window;
@@ -143,7 +147,15 @@ impl Wire {
             self.most_in_flight = self.most_in_flight.max(self.in_flight());
             self.recovery.sent(now, self.round_trip);
         } else if !is_keep_alive(seq, end, self.sent) {
-            self.recovery.sent_again(now, self.sent);
+            if let Some(loss) = self.recovery.sent_again(now, seq, end, self.sent) {
+                let mss = count(self.remote_mss());
+                self.congestion
+                    .lost(loss, self.most_in_flight.max(self.in_flight()), mss);
+                if loss != Loss::Found {
+                    self.arrived_there = self.acknowledged;
+                    self.has_less = true;
+                }
+            }
             self.repeated = true;
             self.sample = None;
         }
@@ -185,38 +197,6 @@ impl Wire {
         })
     }
 
-    /// The next part of an acknowledgement that covers several packets, which is told to the socket packet by packet: its
-    /// congestion window grows by the number of acknowledgements, and should by the bytes that they cover (RFC 3465). So the
-    /// other end may answer many packets at once. `None` once what is left is small, and where nothing but a buffer for
-    /// sending of `send` bytes or a queue is in the way; `unread` and `unacknowledged` as for [`Wire::late_news`], and the packet as it
-    /// came.
-    pub(super) fn part_of_acknowledgement(
-        &self,
-        packet: &[u8],
-        unread: u32,
-        unacknowledged: u32,
-        send: usize,
-    ) -> Option<TcpRepr<'static>> {
-        let most = count(send).min(self.queue.limit());
-        if self.most_in_flight > most - most / 16 && !self.repeated {
-            return None;
-        }
-        let head = Head::of(packet)?;
-        let is_plain = head.flags & (SYN | RST | ACK) == ACK;
-        let known = self.put.wrapping_sub(unacknowledged);
-        if !is_plain || !is_after(head.ack, known) || is_after(head.ack, self.sent) {
-            return None;
-        }
-        let covered = head.ack.wrapping_sub(known);
-        let part = count(self.remote_mss()).max(covered / MOST_PARTS);
-        (covered > part).then(|| TcpRepr {
-            seq_number: number(self.taken.wrapping_add(unread)),
-            ack_number: Some(number(known.wrapping_add(part).wrapping_sub(self.offset))),
-            window_len: self.window.max(1),
-            ..BLANK
-        })
-    }
-
     /// Translates a packet that is for the socket, and notes what it tells. `has_company`: see [`Queue::measured`].
     pub(super) fn incoming(&mut self, now: Instant, packet: &mut [u8], has_company: impl FnOnce() -> bool) {
         let Some(mut head) = Head::of(packet) else { return };
@@ -247,8 +227,20 @@ impl Wire {
         };
         let known = (self.acknowledged, self.heard_window);
         if !is_after(self.acknowledged, head.ack) && !is_after(head.ack, self.sent) {
+            let (flight, arrived) = (self.in_flight(), head.ack.wrapping_sub(self.acknowledged));
             self.acknowledged = head.ack;
+            if let Some(edge) = segment::arrived_behind_missing(packet)
+                && is_after(edge, head.ack)
+                && !is_after(edge, self.sent)
+                && (is_after(edge, self.arrived_there) || !is_after(self.arrived_there, head.ack))
+            {
+                self.arrived_there = edge;
+            }
             if head.ack != known.0 {
+                if !self.recovery.is_mending() {
+                    let mss = count(self.remote_mss());
+                    self.congestion.acknowledged(now, arrived, flight, mss, self.round_trip);
+                }
                 self.recovery
                     .acknowledged(now, head.ack, self.in_flight(), self.round_trip);
             }
@@ -266,6 +258,7 @@ impl Wire {
         }
         // Nobody looks at the checksum from here on: the packet passed the AEAD.
         let window = self.no_repetition(&head, self.window_for_socket(&head));
+        self.has_less = false;
         if (head.ack, window) == known && head.payload == 0 && self.in_flight() > 0 {
             self.recovery.said_again();
         }
@@ -364,22 +357,35 @@ impl Wire {
         }
     }
 
+    /// The window that the other end told last, as the socket is to hear it.
+    fn limited_window(&self) -> u16 {
+        self.window.min(self.limit())
+    }
+
     /// The same window, or one next to it where only our end is on its way: after the third acknowledgement that is like the
     /// one before, smoltcp would send again at once what there are no bytes of, and stop the timer by which it does so.
     fn no_repetition(&mut self, head: &Head, window: u16) -> u16 {
         let only_end = head.ack == self.put && self.sent == self.put.wrapping_add(1);
         let window = match window {
             1 if only_end && self.heard_window == 1 => 2,
-            _ if only_end && self.heard_window == window => window - 1,
+            // Nor is it to find again what is being mended.
+            _ if (only_end || self.recovery.goes_on()) && self.heard_window == window && window > 1 => window - 1,
             _ => window,
         };
         self.heard_window = window;
         window
     }
 
-    /// What may be on its way, as a window stands in a packet; at least one unit.
+    /// What may be on its way, as a window stands in a packet; at least one unit. While packets are being mended, what has
+    /// arrived behind them is no longer on its way (forward acknowledgement, Mathis and Mahdavi, 1996).
     fn limit(&self) -> u16 {
-        let units = self.queue.limit() >> self.remote.scale.unwrap_or(0);
+        // A window that ends within a packet would have it cut.
+        let mut window = self.congestion.window().next_multiple_of(count(self.remote_mss()));
+        if self.recovery.is_mending() && is_after(self.arrived_there, self.acknowledged) {
+            window = window.saturating_add(self.arrived_there.wrapping_sub(self.acknowledged));
+        }
+        let unit = 1 << self.remote.scale.unwrap_or(0);
+        let units = self.queue.limit().min(window).div_ceil(unit);
         u16::try_from(units).unwrap_or(u16::MAX).max(1)
     }
 
@@ -396,12 +402,6 @@ impl Wire {
     /// Bytes sent and not acknowledged.
     pub(super) fn in_flight(&self) -> u32 {
         self.sent.wrapping_sub(self.acknowledged)
-    }
-
-    /// The most that was on its way since this was last asked, or half of it if something was lost: that was too much then.
-    pub(super) fn proven_window(&self) -> usize {
-        let flight = usize::try_from(self.most_in_flight).unwrap_or(usize::MAX);
-        if self.repeated { flight / 2 } else { flight }
     }
 
     /// Whether bytes have arrived that others are missing in front of, given that all before those were taken.
@@ -492,9 +492,20 @@ impl Wire {
         TcpRepr {
             seq_number: number(self.taken),
             ack_number: Some(number(ack)),
-            window_len: self.window,
+            window_len: self.limited_window(),
             ..BLANK
         }
+    }
+
+    /// The same as [`Wire::repetition`], but with the window as it is now.
+    pub(super) fn correction(
+        &mut self,
+        unread: usize,
+        remote_fin: bool,
+        unacknowledged: usize,
+    ) -> Option<TcpRepr<'static>> {
+        self.heard_window = self.limited_window().max(1);
+        self.repetition(unread, remote_fin, unacknowledged)
     }
 
     /// A made-up acknowledgement that says what the last one said. `None` while a window is shut. `unread` bytes wait in the
@@ -538,9 +549,12 @@ impl Wire {
         self.offset = self.put.wrapping_sub(next);
         self.shift = if self.scales() { own_shift(receive) } else { 0 };
         self.arrived = self.taken;
-        self.edge = self.put.wrapping_add(count(self.remote_window()));
+        self.heard_window = self.limited_window();
+        let heard = u32::from(self.heard_window) << self.remote.scale.unwrap_or(0);
+        self.edge = self.put.wrapping_add(heard);
         self.in_earnest = self.put;
         self.shut = self.window == 0;
+        self.has_less = false;
         self.most_in_flight = 0;
         self.repeated = false;
         self.sample = None;

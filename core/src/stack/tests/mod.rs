@@ -432,7 +432,11 @@ fn one_acknowledgement_for_a_whole_flight_doubles_the_next_one() {
         let answers = ends.b.packets(ends.now);
         ends.a.take(ends.now, &answers[answers.len() - 1..]);
     }
-    assert_eq!(flights[..6], [1, 2, 4, 8, 16, 32]);
+    // The first one is what the socket makes at once.
+    assert!((19..=21).contains(&flights[0]), "{flights:?}");
+    for pair in flights[1..4].windows(2) {
+        assert!((2 * pair[0]).abs_diff(pair[1]) <= 2, "{flights:?}");
+    }
     ends.exchange();
     ends.check();
 }
@@ -550,6 +554,7 @@ fn a_connection_begins_with_what_those_before_it_needed() {
     let first = round_trips(&mut ends, BYTES);
     assert!(first >= 5, "{first}");
     assert_eq!(round_trips(&mut ends, 100), 2);
+    round_trips(&mut ends, BYTES);
     round_trips(&mut ends, BYTES);
     assert_eq!(round_trips(&mut ends, BYTES), 2, "the handshake, and all of it");
     // A peer that has come anew is a stranger.

@@ -51,6 +51,19 @@ fn several_that_are_missing_are_mended_without_the_timer() {
     ends.check();
 }
 
+/// However many packets of a flight are missing, and wherever: it is one loss.
+#[test]
+fn a_flight_that_lost_several_packets_leaves_most_of_its_window() {
+    let (mut ends, a, b) = with_large_flights();
+    let lost = |place, count| (1..10).any(|tenth| place == count * tenth / 10);
+    let sent = send_with_losses(&mut ends, a, 200_000, lost);
+    ends.exchange();
+    assert_eq!(ends.b.read(b).len(), sent);
+    let window = ends.a.stack.flows.get(a.0).unwrap().wire.congestion.window();
+    assert!(window as usize >= sent / 10 * 6, "{window} of {sent}");
+    ends.check();
+}
+
 #[test]
 fn a_flight_of_which_nothing_arrives_waits_for_the_timer_in_the_end() {
     let (mut ends, a, b) = with_large_flights();
