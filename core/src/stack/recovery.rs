@@ -246,3 +246,42 @@ fn takes_acknowledgements(house: &House) -> bool {
     let socket = house.socket();
     matches!(socket.state(), State::Established | State::FinWait1 | State::CloseWait) && socket.send_queue() > 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timers::tests::some_instant;
+
+    const SENT: u32 = 1000;
+
+    #[test]
+    fn the_timer_takes_a_flight_for_lost_once_however_many_packets_go_again() {
+        let now = some_instant();
+        let mut recovery = Recovery::default();
+        let again = |recovery: &mut Recovery, seq| recovery.sent_again(now, seq, seq + 100, SENT);
+        assert_eq!(again(&mut recovery, 0), Some(Loss::TimedOut));
+        assert_eq!(again(&mut recovery, 100), None);
+        recovery.acknowledged(now, 200, 800, None);
+        assert_eq!(again(&mut recovery, 200), None, "it goes on where it was");
+        assert_eq!(again(&mut recovery, 300), None);
+        assert_eq!(again(&mut recovery, 200), Some(Loss::TimedOutAgain));
+        assert!(recovery.goes_on() && !recovery.is_mending());
+        recovery.acknowledged(now, SENT, 0, None);
+        assert!(!recovery.goes_on());
+        assert_eq!(again(&mut recovery, SENT), Some(Loss::TimedOut));
+    }
+
+    #[test]
+    fn what_is_mended_is_one_loss_and_the_timer_may_take_it_over() {
+        let now = some_instant();
+        let mut recovery = Recovery::default();
+        (0..SAME).for_each(|_| recovery.said_again());
+        assert_eq!(recovery.sent_again(now, 0, 100, SENT), Some(Loss::Found));
+        recovery.acknowledged(now, 300, 700, None);
+        assert!(recovery.is_mending() && recovery.wanted);
+        recovery.asked = true;
+        assert_eq!(recovery.sent_again(now, 300, 400, SENT), None);
+        assert_eq!(recovery.sent_again(now, 300, 400, SENT), Some(Loss::TimedOutAgain));
+        assert!(!recovery.is_mending());
+    }
+}

@@ -297,6 +297,36 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_arrived_behind_missing_bytes_is_read_and_malformed_options_say_nothing() {
+        let mut room = [0; 200];
+        let last = u32::MAX - 4;
+        for (ranges, edge) in [
+            ([None, None, None], None),
+            ([Some((10, 20)), None, None], Some(20)),
+            ([Some((10, 20)), Some((30, 40)), Some((22, 25))], Some(40)),
+            ([Some((last, 5)), Some((last - 9, last - 5)), None], Some(5)),
+        ] {
+            let repr = TcpRepr {
+                ack_number: Some(number(1)),
+                sack_ranges: ranges,
+                ..BLANK
+            };
+            assert_eq!(
+                arrived_behind_missing(write(&mut room, OWN, &KEY, Way::Out, repr)),
+                edge
+            );
+        }
+        let mut random = Random::new([7; 32]);
+        for len in 0..10_000 {
+            for byte in &mut room[at::OPTIONS..] {
+                *byte = random.below(8) as u8;
+            }
+            room[at::TCP_LEN] = random.u32() as u8;
+            arrived_behind_missing(&room[..len % room.len()]);
+        }
+    }
+
+    #[test]
     fn the_scale_is_found_among_options_and_malformed_ones_end() {
         let mut room = [0; 200];
         let syn = TcpRepr {
