@@ -1,6 +1,7 @@
 //! Where both ends of a tunnel spend their time while a download goes through it, by samples of the kernel's (`perf record`).
 
 use std::io;
+use std::iter;
 use std::path::Path;
 use std::process::Command;
 
@@ -29,31 +30,22 @@ const PARTS: [(&str, &[&str]); 6] = [
     ),
 ];
 
-const KINDS: [Kind; 16] = [
-    Kind::new("relay: kernel, %", 1),
-    Kind::new("ChaCha20-Poly1305", 1),
-    Kind::new("copies of bytes", 1),
-    Kind::new("smoltcp", 1),
-    Kind::new("boringtun", 1),
-    Kind::new("core", 1),
-    Kind::new("runtime", 1),
-    Kind::new("the rest", 1),
-    Kind::new("agent: kernel, %", 1),
-    Kind::new("ChaCha20-Poly1305", 1),
-    Kind::new("copies of bytes", 1),
-    Kind::new("smoltcp", 1),
-    Kind::new("boringtun", 1),
-    Kind::new("core", 1),
-    Kind::new("runtime", 1),
-    Kind::new("the rest", 1),
-];
-
 /// The table: one download through each.
 pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> String {
     if !perf::is_here() {
         return perf::MISSING.to_owned();
     }
-    in_turn(peers, runs, &KINDS, once).await
+    in_turn(peers, runs, &kinds(), once).await
+}
+
+/// For each end the kernel, [`PARTS`], and the rest.
+fn kinds() -> Vec<Kind> {
+    let of_end = |kernel| {
+        let parts = PARTS.iter().map(|(part, _)| *part);
+        iter::once(kernel).chain(parts).chain(iter::once("the rest"))
+    };
+    let titles = ["relay: kernel, %", "agent: kernel, %"].into_iter().flat_map(of_end);
+    titles.map(|title| Kind::new(title, 1)).collect()
 }
 
 async fn once(peer: &dyn Peer) -> io::Result<Run> {
