@@ -6,7 +6,6 @@ use smoltcp::iface::PollResult;
 use smoltcp::socket::tcp::State;
 
 use super::house::Builder;
-use super::need::silence;
 use super::{FlowId, Stack};
 use crate::budget::Budget;
 use crate::resources::Resources;
@@ -106,6 +105,7 @@ impl Stack {
         };
         if std::mem::take(&mut flow.moved_bytes) {
             flow.active_at = now;
+            flow.just_woken = false;
         }
         if flow.house.is_none() {
             return self.egress_asleep(now, id, resources);
@@ -185,7 +185,7 @@ impl Stack {
         };
         // One that is not quiet comes here again when it is.
         let is_quiet = house.is_quiet();
-        let lull = flow.active_at + silence(house.buffers, budget);
+        let lull = flow.active_at + flow.silence(house.buffers, budget);
         let lull = if budget.is_short() {
             lull
         } else {

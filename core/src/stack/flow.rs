@@ -36,6 +36,8 @@ pub(super) struct Flow {
     pub(super) touched: bool,
     /// It sleeps and has a reason to wake.
     pub(super) wakes: bool,
+    /// It has woken, and no bytes were moved since.
+    pub(super) just_woken: bool,
     /// It slept when it broke, and the other end was told.
     pub(super) reset_sent: bool,
     /// Its owner has moved bytes since it was last looked at.
@@ -102,6 +104,7 @@ impl Flow {
             ended: None,
             touched: false,
             wakes: false,
+            just_woken: false,
             reset_sent: false,
             moved_bytes: false,
             sent_in_turn: 0,

@@ -214,6 +214,7 @@ impl Stack {
         }
         if brings_bytes {
             flow.active_at = now;
+            flow.just_woken = false;
             let payload = packet.len().saturating_sub(HEADERS);
             flow.need.arrived(now, payload, flow.wire.round_trip);
             // Several may have been put together.

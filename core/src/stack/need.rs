@@ -61,10 +61,10 @@ const SILENCE_OF_LARGE: Duration = Duration::from_secs(5);
 const SILENCE_WHEN_SHORT: Duration = Duration::from_millis(20);
 const SILENCE_OF_LARGE_WHEN_SHORT: Duration = Duration::from_millis(200);
 
-/// After how much silence a flow with such buffers needs none.
-pub(super) fn silence(buffers: Buffers, budget: &Budget) -> Duration {
+/// After how much silence a flow with such buffers needs none, if it is to hurry or not.
+pub(super) fn silence(buffers: Buffers, hurries: bool) -> Duration {
     let is_large = buffers.bytes() > Buffers::both(BufferClass::FIRST).bytes();
-    match (is_large, budget.is_short()) {
+    match (is_large, hurries) {
         (false, false) => SILENCE,
         (true, false) => SILENCE_OF_LARGE,
         (false, true) => SILENCE_WHEN_SHORT,

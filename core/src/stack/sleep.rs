@@ -12,7 +12,7 @@ use super::house::{Builder, DEAD_SECONDS, HOUSE_STATE, House, KEEP_ALIVE_SECONDS
 use super::need::silence;
 use super::segment::{self, Head, Way};
 use super::{FlowId, Owner, Stack};
-use crate::budget::{BufferClass, Buffers};
+use crate::budget::{Budget, BufferClass, Buffers};
 use crate::resources::Resources;
 
 /// When a flow that found no memory to wake tries again.
@@ -25,6 +25,12 @@ impl Flow {
     pub(super) fn next_sign(&self) -> Instant {
         let ask = self.heard.max(self.asked) + KEEP_ALIVE;
         ask.min(self.heard + DEAD)
+    }
+
+    /// After how much silence it sleeps, with these buffers. Who wakes it has something to say, and is to have the time for it
+    /// however busy the machine is: a thousand flows that fall asleep again before it is their turn would never say it.
+    pub(super) fn silence(&self, buffers: Buffers, budget: &Budget) -> Duration {
+        silence(buffers, budget.is_short() && !self.just_woken)
     }
 
     /// The window that is told while the flow sleeps: what it gets when it wakes.
@@ -44,7 +50,7 @@ impl Stack {
             return false;
         };
         let silent_for = now.saturating_duration_since(flow.active_at);
-        if silent_for < silence(house.buffers, &resources.budget) || flow.seen.is_ending() {
+        if silent_for < flow.silence(house.buffers, &resources.budget) || flow.seen.is_ending() {
             return false;
         }
         let before = flow.charge();
@@ -209,6 +215,7 @@ impl Stack {
         };
         flow.house = Some(house);
         flow.wakes = false;
+        flow.just_woken = true;
         flow.active_at = now;
         flow.need.moved(now);
         flow.resume_ending();

@@ -396,6 +396,27 @@ fn a_crowd_finds_the_memory_of_those_who_are_silent() {
     ends.check();
 }
 
+/// Its owner may be one of thousands that have their turn.
+#[test]
+fn who_wakes_while_memory_is_short_has_time_to_say_something() {
+    let mut ends = Ends::new();
+    let (a, b) = ends.connect();
+    ends.b.resources.budget = crate::budget::Budget::new(100_000);
+    let held = ends.b.stack.check_invariants();
+    assert!(ends.b.resources.budget.charge(held) && ends.b.resources.budget.charge(65_000 - held));
+    ends.transfer(a, b, 100);
+    let sleeps = |ends: &Ends| ends.b.stack.flows.get(b.0).unwrap().house.is_none();
+    ends.wait(Duration::from_millis(30));
+    assert!(sleeps(&ends));
+    ends.b.stack.fill(b, &mut |_| 0);
+    ends.exchange();
+    ends.wait(Duration::from_millis(500));
+    assert!(!sleeps(&ends), "nothing was said yet");
+    ends.transfer(b, a, 100);
+    ends.wait(Duration::from_millis(30));
+    assert!(sleeps(&ends));
+}
+
 #[test]
 fn a_batch_of_data_draws_an_acknowledgement_for_every_eighth_packet() {
     let mut ends = Ends::new();
