@@ -86,8 +86,10 @@ impl Stack {
         if used > 0 {
             flow.wire.took(used);
             flow.moved_bytes = true;
-            // The window may have opened.
-            self.enqueue(id);
+            // The window may have opened. Where an acknowledgement waits it has hardly closed.
+            if !flow.delay.waits() {
+                self.enqueue(id);
+            }
         }
         Some(used)
     }

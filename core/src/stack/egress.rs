@@ -129,6 +129,7 @@ impl Stack {
             slot: &mut self.next,
         };
         flow.correct_window(&mut builder, smoltcp_now);
+        flow.delay.end();
         let asks = flow.ask_after_tail(&mut builder, now, smoltcp_now);
         resources.counters.tail_probes += u64::from(asks);
         let Some(house) = &mut flow.house else { return false };
@@ -148,6 +149,8 @@ impl Stack {
             };
             flow.wire.outgoing(now, self.next.packet_mut());
             flow.unacknowledged = 0;
+            let has_bytes = flow.seen.established && flow.wire.in_flight() > 0;
+            flow.delay.sent(now, flow.heard, has_bytes);
             flow.sent_in_turn += self.next.packets();
             if changed {
                 self.touch(id);
@@ -174,6 +177,7 @@ impl Stack {
         let Some(flow) = self.flows.get_mut(id.0) else {
             return;
         };
+        let is_early = flow.delay.take_timer();
         let Some(house) = &flow.house else {
             let due = flow.next_sign().max(now + STALLED);
             return self.timers.set(id, due);
@@ -198,7 +202,7 @@ impl Stack {
         match due.into_iter().chain(lull).chain(wish_ends).chain(probe_at).min() {
             // Where bytes are on their way the timer moves with each packet, and it is left; now it would only be a turn
             // for nothing.
-            Some(due) if is_quiet => self.timers.set(id, due.max(now + STALLED)),
+            Some(due) if is_quiet || is_early => self.timers.set(id, due.max(now + STALLED)),
             Some(due) => self.timers.set_no_later(id, due.max(now + STALLED)),
             None => self.timers.clear(id),
         }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use smoltcp::socket::tcp::State;
 
+use super::delay::Delay;
 use super::early::Early;
 use super::house::{HOUSE_STATE, House};
 use super::need::Need;
@@ -46,6 +47,7 @@ pub(super) struct Flow {
     pub(super) sent_in_turn: u32,
     /// Data packets taken in since the last packet was sent.
     pub(super) unacknowledged: u32,
+    pub(super) delay: Delay,
     /// When bytes were last moved.
     pub(super) active_at: Instant,
     /// When a packet last came.
@@ -109,6 +111,7 @@ impl Flow {
             moved_bytes: false,
             sent_in_turn: 0,
             unacknowledged: 0,
+            delay: Delay::default(),
             active_at: now,
             heard: now,
             asked: now,

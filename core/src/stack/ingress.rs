@@ -15,10 +15,8 @@ use crate::resources::Resources;
 use crate::wg::{PeerId, padded};
 
 /// Data packets after which an acknowledgement leaves at once; behind the last one of a batch one leaves in any case. RFC 9293
-/// (3.8.6.3) asks for one every second packet, which its senders count: a kernel's goes by the bytes, and so does ours
-/// ([`Wire::part_of_acknowledgement`]). Each one costs both ends a quarter of what a packet of data does.
-///
-/// [`Wire::part_of_acknowledgement`]: super::wire::Wire::part_of_acknowledgement
+/// (3.8.6.3) asks for one every second packet, which its senders count: a kernel's goes by the bytes, and so does ours (see
+/// `congestion`). Each one costs both ends a quarter of what a packet of data does.
 const ACKNOWLEDGE_EVERY: u32 = 8;
 /// So many bytes without a hole: the path does not lose one packet in three thousand.
 const LOSSLESS: u32 = 4 << 20;
@@ -136,7 +134,8 @@ impl Stack {
             self.answer_at_once(now, id, peer, inner, packet, resources);
         }
         self.touch(id);
-        self.enqueue(id);
+        let brings_bytes = has_data && !opens;
+        self.acknowledge(now, id, if brings_bytes { packet.len() - HEADERS } else { 0 });
     }
 
     /// Answers a packet of no connection with a RST, which is what smoltcp answers to it where there is no socket.

@@ -17,6 +17,7 @@ mod bytes;
 mod coalesce;
 mod company;
 mod congestion;
+mod delay;
 mod device;
 mod early;
 mod egress;

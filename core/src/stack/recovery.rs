@@ -53,7 +53,7 @@ pub(super) enum Loss {
 /// So many acknowledgements that say the same have smoltcp send a packet again. The first of ours may be news.
 const SAME: u8 = 3;
 /// An end may be busy for so long before it answers.
-const BUSY: Duration = Duration::from_millis(10);
+pub(super) const BUSY: Duration = Duration::from_millis(10);
 /// One packet is mended in a round trip. Where that takes longer than this and than so many of them, as most of a flight is
 /// missing, smoltcp's timer does better: all of it goes again then.
 const PATIENCE: Duration = Duration::from_millis(200);

@@ -404,6 +404,11 @@ impl Wire {
         self.sent.wrapping_sub(self.acknowledged)
     }
 
+    /// Whether nothing is missing in front of what has arrived, of which so much waits in the socket.
+    pub(super) fn has_all(&self, unread: usize) -> bool {
+        self.arrived == self.taken.wrapping_add(count(unread))
+    }
+
     /// Whether bytes have arrived that others are missing in front of, given that all before those were taken.
     pub(super) fn has_holes(&self) -> bool {
         is_after(self.arrived, self.taken)

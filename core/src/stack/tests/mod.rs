@@ -1,5 +1,6 @@
 //! Two stacks that hand each other packets, without a tunnel between them.
 
+mod delay;
 mod early;
 mod moves;
 mod recovery;
