@@ -24,10 +24,12 @@ const WARM_UP: Duration = Duration::from_millis(500);
 /// Longer than anything here takes where it works at all.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The title of how many times.
-pub(crate) const TIMES: &str = "p99, same tunnel to another";
+/// The titles of how many times longer the slow ones take: than while the same load goes through another tunnel, and than
+/// while nothing else does.
+pub(crate) const TO_ANOTHER: &str = "p99, same tunnel to another";
+pub(crate) const TO_IDLE: &str = "to nothing else";
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind::new("p50, nothing else, µs", 0),
     Kind::new("p99", 0),
     Kind::new("p50, bulk in another tunnel", 0),
@@ -36,7 +38,8 @@ const KINDS: [Kind; 9] = [
     Kind::new("p50, bulk in the same tunnel", 0),
     Kind::new("p99", 0),
     Kind::new("that bulk", 0),
-    Kind::new(TIMES, 2),
+    Kind::new(TO_ANOTHER, 2),
+    Kind::new(TO_IDLE, 2),
 ];
 
 /// The table.
@@ -50,20 +53,31 @@ async fn once(peer: &dyn Peer) -> io::Result<Run> {
     let other = peer.start(server.port, peer.place())?;
     let mut run = Run::new();
     for bulk in [None, Some(other.addr), Some(tunnel.addr)] {
-        let transfer = bulk.map(Transfer::start).transpose()?;
-        thread::sleep(WARM_UP);
-        let begin = (Instant::now(), transfer.as_ref().map(Transfer::came_back));
-        let rate = requests(tunnel.addr)?;
+        let (rate, bulk) = requests_beside(tunnel.addr, bulk)?;
         run.extend([Some(rate.p50), Some(rate.p99)]);
-        if let Some(transfer) = transfer {
-            let bytes = transfer.came_back() - begin.1.unwrap_or(0);
-            run.push(Some(bytes as f64 * 8.0 / begin.0.elapsed().as_secs_f64() / 1e6));
-            transfer.stop()?;
-        }
+        run.extend(bulk.map(Some));
     }
-    let times = run[6].zip(run[3]).map(|(same, other)| same / other);
-    run.push(times);
+    let [idle, another, same] = [run[1], run[3], run[6]];
+    for base in [another, idle] {
+        run.push(same.zip(base).map(|(same, base)| same / base));
+    }
     Ok(run)
+}
+
+/// Makes small requests, while a transfer goes through an echo at the other address, if there is one; how they fared, and its
+/// Mbit/s each way.
+pub(crate) fn requests_beside(addr: SocketAddr, bulk: Option<SocketAddr>) -> io::Result<(Rate, Option<f64>)> {
+    let transfer = bulk.map(Transfer::start).transpose()?;
+    thread::sleep(WARM_UP);
+    let begin = (Instant::now(), transfer.as_ref().map(Transfer::came_back));
+    let rate = requests(addr)?;
+    let Some(transfer) = transfer else {
+        return Ok((rate, None));
+    };
+    let bytes = transfer.came_back() - begin.1.unwrap_or(0);
+    let speed = bytes as f64 * 8.0 / begin.0.elapsed().as_secs_f64() / 1e6;
+    transfer.stop()?;
+    Ok((rate, Some(speed)))
 }
 
 /// Small requests, one after the other.

@@ -1,14 +1,16 @@
-//! What `perf` finds of both ends while a download goes through a tunnel. The ends run as fast as without, so their batches are
-//! as full.
+//! What `perf` and the scheduler find of both ends while something goes through a tunnel. The ends run as fast as without, so
+//! their batches are as full.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::fairness::requests_beside;
 use crate::load::{Direction, bulk};
 use crate::tunnel::{Peer, Tunnel};
 use crate::worker::Service;
@@ -26,30 +28,78 @@ pub(crate) fn is_here() -> bool {
     Command::new("perf").arg("--version").output().is_ok()
 }
 
-/// Its files, until this is dropped.
+/// What goes through a tunnel while it is watched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Work {
+    /// A download of so many bytes, over one connection.
+    Download(usize),
+    /// Small requests beside a transfer both ways, as `fairness` makes them.
+    SmallBesideBulk,
+}
+
+/// What was found.
 pub(crate) struct Found {
-    pub(crate) relay: PathBuf,
-    pub(crate) client: PathBuf,
+    pub(crate) relay: Seen,
+    pub(crate) client: Seen,
     _folder: tempfile::TempDir,
 }
 
-/// Runs it with these arguments on each end of a new tunnel, while so many bytes go through.
-pub(crate) async fn watch(peer: &dyn Peer, args: &[&str], bytes: usize) -> io::Result<Found> {
-    let tunnel = Tunnel::start(peer, Service::Bulk)?;
-    bulk(tunnel.addr, FIRST, 1, Direction::Down).await?;
-    let folder = tempfile::tempdir()?;
-    let found = Found {
-        relay: folder.path().join("relay"),
-        client: folder.path().join("client"),
-        _folder: folder,
+/// What was found of one end.
+pub(crate) struct Seen {
+    /// What perf has written, until all of it is dropped.
+    pub(crate) file: PathBuf,
+    /// For how much of the time its threads ran, and for how much of it they waited for a processor.
+    pub(crate) ran: f64,
+    pub(crate) waited: f64,
+}
+
+/// Runs it with these arguments on each end of a new tunnel, while this goes through.
+pub(crate) async fn watch(peer: &dyn Peer, args: &[&str], work: Work) -> io::Result<Found> {
+    let service = match work {
+        Work::Download(_) => Service::Bulk,
+        Work::SmallBesideBulk => Service::EchoByThreads,
     };
-    let of_relay = start(args, tunnel.ends.relay.id(), &found.relay)?;
-    let of_client = start(args, tunnel.ends.client.id(), &found.client)?;
+    let tunnel = Tunnel::start(peer, service)?;
+    if let Work::Download(_) = work {
+        bulk(tunnel.addr, FIRST, 1, Direction::Down).await?;
+    }
+    let folder = tempfile::tempdir()?;
+    let [relay, client] = [tunnel.ends.relay.id(), tunnel.ends.client.id()];
+    let files = [folder.path().join("relay"), folder.path().join("client")];
+    let perfs = [start(args, relay, &files[0])?, start(args, client, &files[1])?];
     thread::sleep(SET_UP);
-    bulk(tunnel.addr, bytes, 1, Direction::Down).await?;
-    end(of_relay)?;
-    end(of_client)?;
-    Ok(found)
+    let (begin, before) = (Instant::now(), [scheduled(relay)?, scheduled(client)?]);
+    match work {
+        Work::Download(bytes) => drop(bulk(tunnel.addr, bytes, 1, Direction::Down).await?),
+        Work::SmallBesideBulk => drop(requests_beside(tunnel.addr, Some(tunnel.addr))?),
+    }
+    let (took, after) = (begin.elapsed(), [scheduled(relay)?, scheduled(client)?]);
+    perfs.into_iter().try_for_each(end)?;
+    let seen = |end: usize| {
+        let share = |kind: usize| (after[end][kind] - before[end][kind]) as f64 / took.as_nanos() as f64;
+        Seen {
+            file: files[end].clone(),
+            ran: share(0),
+            waited: share(1),
+        }
+    };
+    Ok(Found {
+        relay: seen(0),
+        client: seen(1),
+        _folder: folder,
+    })
+}
+
+/// For how many nanoseconds the threads of a process have run so far, and for how many they have waited for a processor.
+fn scheduled(process: u32) -> io::Result<[u64; 2]> {
+    let mut sums = [0; 2];
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+        for (sum, word) in sums.iter_mut().zip(text.split_whitespace()) {
+            *sum += word.parse::<u64>().map_err(io::Error::other)?;
+        }
+    }
+    Ok(sums)
 }
 
 fn start(args: &[&str], process: u32, file: &Path) -> io::Result<Child> {

@@ -1,4 +1,4 @@
-//! Where both ends of a tunnel spend their time while a download goes through it, by samples of the kernel's (`perf record`).
+//! Where both ends of a tunnel spend their time while something goes through it, by samples of the kernel's (`perf record`).
 
 use std::io;
 use std::iter;
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::figures::{Kind, Run, in_turn};
-use crate::perf;
+use crate::perf::{self, Seen, Work};
 use crate::process::output;
 use crate::tunnel::Peer;
 
@@ -30,28 +30,42 @@ const PARTS: [(&str, &[&str]); 6] = [
     ),
 ];
 
-/// The table: one download through each.
+/// Two tables: of a download, and of small requests beside a transfer.
 pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> String {
     if !perf::is_here() {
         return perf::MISSING.to_owned();
     }
-    in_turn(peers, runs, &kinds(), once).await
+    let mut text = String::new();
+    for (title, work) in [
+        ("A download over one connection", Work::Download(BYTES)),
+        (
+            "Small requests, one after the other, beside a transfer both ways in the same tunnel",
+            Work::SmallBesideBulk,
+        ),
+    ] {
+        let table = in_turn(peers, runs, &kinds(), async |peer| once(peer, work).await).await;
+        text += &format!("{title}:\n\n{table}\n");
+    }
+    text
 }
 
-/// For each end the kernel, [`PARTS`], and the rest.
+/// For each end how it was scheduled, and of its samples the kernel's, those of [`PARTS`], and the rest.
 fn kinds() -> Vec<Kind> {
-    let of_end = |kernel| {
+    let of_end = |runs| {
+        let scheduled = [runs, "waits for a processor, %", "kernel, % of its samples"];
         let parts = PARTS.iter().map(|(part, _)| *part);
-        iter::once(kernel).chain(parts).chain(iter::once("the rest"))
+        scheduled.into_iter().chain(parts).chain(iter::once("the rest"))
     };
-    let titles = ["relay: kernel, %", "agent: kernel, %"].into_iter().flat_map(of_end);
+    let ends = ["relay: runs, % of the time", "agent: runs, % of the time"];
+    let titles = ends.into_iter().flat_map(of_end);
     titles.map(|title| Kind::new(title, 1)).collect()
 }
 
-async fn once(peer: &dyn Peer) -> io::Result<Run> {
-    let found = perf::watch(peer, &RECORD, BYTES).await?;
+async fn once(peer: &dyn Peer, work: Work) -> io::Result<Run> {
+    let found = perf::watch(peer, &RECORD, work).await?;
     let mut run = Run::new();
-    for file in [&found.relay, &found.client] {
+    for Seen { file, ran, waited } in [&found.relay, &found.client] {
+        run.extend([ran, waited].map(|share| Some(share * 100.0)));
         run.extend(shares(file)?.map(Some));
     }
     Ok(run)

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 
 use crate::figures::{Kind, Run, in_turn};
-use crate::perf;
+use crate::perf::{self, Work};
 use crate::tunnel::Peer;
 
 /// What a transfer moves while it is counted.
@@ -46,9 +46,9 @@ pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> String {
 
 async fn once(peer: &dyn Peer) -> io::Result<Run> {
     let args = ["stat", "-x", ",", "-e", &EVENTS.concat().join(",")];
-    let found = perf::watch(peer, &args, BYTES).await?;
+    let found = perf::watch(peer, &args, Work::Download(BYTES)).await?;
     let mut run = Run::new();
-    for file in [&found.relay, &found.client] {
+    for file in [&found.relay.file, &found.client.file] {
         let report = fs::read_to_string(file)?;
         for events in EVENTS {
             let count: f64 = events.iter().map(|event| count(&report, event)).sum();

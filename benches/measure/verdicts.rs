@@ -72,7 +72,7 @@ const fn of_speed(kind: usize) -> &'static str {
     speed::KINDS[kind].title
 }
 
-const DEMANDS: [Demand; 15] = {
+const DEMANDS: [Demand; 16] = {
     use Bound::{Is, Times, Unbounded};
     let (down, up) = (of_speed(speed::DOWN), of_speed(speed::UP));
     [
@@ -149,8 +149,14 @@ const DEMANDS: [Demand; 15] = {
         )
         .row("10000"),
         Demand::below(
-            "p99 of small requests beside bulk, in the same tunnel to another",
-            fairness::TIMES,
+            "p99 of small requests beside bulk in the same tunnel, to that with nothing else",
+            fairness::TO_IDLE,
+            Is(3.0),
+            Unbounded,
+        ),
+        Demand::below(
+            "the same, to that beside bulk in another tunnel",
+            fairness::TO_ANOTHER,
             Is(3.0),
             Unbounded,
         ),
