@@ -7,7 +7,7 @@
 //! A flow's buffers follow its need: it moves into other ones ([`need`], [`house`]), and one that is silent for a while
 //! has none at all ([`sleep`]). The other end sees one connection all along ([`wire`]). How much it may have on its way is
 //! decided here ([`congestion`], [`queue`]), and what was lost is mended ([`recovery`]): smoltcp hears of both by windows
-//! and acknowledgements that are made for it.
+//! and acknowledgements that are made for it. What it has to acknowledge itself may wait for bytes to go with ([`delay`]).
 //!
 //! Packets leave towards [`crate::wg`] one at a time: [`Stack::peek_packet`] says which is next, and
 //! [`Stack::take_packet`] that it went. Nothing in between knows more than "a packet for this peer"; a link layer can be
