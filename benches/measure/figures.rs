@@ -46,15 +46,21 @@ pub(crate) async fn in_turn(
     once: impl AsyncFn(&dyn Peer) -> io::Result<Run>,
 ) -> String {
     let mut subjects = Subject::all(peers);
-    for _ in 0..runs {
-        for (peer, subject) in peers.iter().zip(&mut subjects) {
-            match once(*peer).await {
-                Ok(run) => subject.runs.push(run),
-                Err(error) => eprintln!("{}: {error}", peer.name()),
+    for run in 0..runs {
+        for index in there_and_back(run, peers.len()) {
+            match once(peers[index]).await {
+                Ok(run) => subjects[index].runs.push(run),
+                Err(error) => eprintln!("{}: {error}", peers[index].name()),
             }
         }
     }
     table(kinds, &subjects)
+}
+
+/// In which order so many are run in a run: from the first to the last and back, so that none always has the same one before
+/// it, whose heat or rest it would have.
+pub(crate) fn there_and_back(run: usize, count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |place| if run.is_multiple_of(2) { place } else { count - 1 - place })
 }
 
 /// A row for each subject: medians, with the spread from the least to the most.

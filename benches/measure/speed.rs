@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
-use crate::figures::{Kind, Run, Subject, table};
+use crate::figures::{Kind, Run, Subject, table, there_and_back};
 use crate::load::{Direction, bulk, kept_alive, new_connections};
 use crate::process::{busy, settle};
 use crate::target::{request, visit};
@@ -71,11 +71,12 @@ pub(crate) async fn compare(peers: &[&dyn Peer], runs: usize) -> io::Result<Stri
     let mut subjects = Subject::all(peers);
     let before = busy();
     for run in 0..runs {
-        for (peer, subject) in peers.iter().zip(&mut subjects) {
-            let mut cells = once(*peer).await;
+        for index in there_and_back(run, peers.len()) {
+            let (peer, subject) = (peers[index], &mut subjects[index]);
+            let mut cells = once(peer).await;
             // It hardly differs from run to run.
             if subject.runs.is_empty()
-                && let Err(error) = at_rest(*peer, &mut cells).await
+                && let Err(error) = at_rest(peer, &mut cells).await
             {
                 eprintln!("{}, at rest: {error}", peer.name());
             }
