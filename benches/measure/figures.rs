@@ -60,7 +60,13 @@ pub(crate) async fn in_turn(
 /// In which order so many are run in a run: from the first to the last and back, so that none always has the same one before
 /// it, whose heat or rest it would have.
 pub(crate) fn there_and_back(run: usize, count: usize) -> impl Iterator<Item = usize> {
-    (0..count).map(move |place| if run.is_multiple_of(2) { place } else { count - 1 - place })
+    (0..count).map(move |place| {
+        if run.is_multiple_of(2) {
+            place
+        } else {
+            count - 1 - place
+        }
+    })
 }
 
 /// A row for each subject: medians, with the spread from the least to the most.
